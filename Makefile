@@ -1,0 +1,72 @@
+# make demo   the main job, live in the browser       make test   all tests        make help   the rest
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+DEMO_ARGS ?=
+
+.PHONY: help demo test test-unit lint format bench lock wheel clean setup
+
+help:  ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## open a page with one customer on four channels; needs Python >= 3.11 and nothing else
+	@$(BIN)/omnistate demo $(DEMO_ARGS)
+
+test: setup  ## all tests, on real servers (at most 10 minutes)
+	@$(BIN)/python -m pytest
+
+test-unit: $(VENV)/.dev  ## the tests that need no server
+	@$(BIN)/python -m pytest tests/unit -q
+
+lint: $(VENV)/.dev  ## style, types, layers, lock files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check_layers.py
+	$(BIN)/python tools/check_tree.py
+
+format: $(VENV)/.dev  ## format the code and fix what can be fixed
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+bench: setup  ## measure against peer and limit; writes benchmarks/results (a few minutes)
+	@$(BIN)/python benchmarks/run.py
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	@$(BIN)/python -m build --quiet --no-isolation --wheel
+
+lock: $(VENV)/.dev  ## write the lock files anew
+	@for e in all:dev server:server; do \
+	  inputs="pyproject.toml"; [ "$${e#*:}" = dev ] && inputs="$$inputs requirements/dev.in"; \
+	  $(BIN)/uv pip compile $$inputs --extra $${e%:*} --universal --python-version 3.11 --generate-hashes --quiet \
+	    --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/$${e#*:}.txt; done
+
+setup: $(VENV)/.dev
+	@tools/setup_test_machine.sh
+
+clean:  ## remove what was made here
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/gateway/sdk/node_modules
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "omnistate needs Python >= 3.11: install it, or make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+
+# The source itself is put on the path: no build step, so no build tools either.
+define link_source
+	@echo "$(CURDIR)/src" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/omnistate-source.pth"
+	@printf '#!%s\nimport sys\n\nfrom omnistate.cli import main\n\nsys.exit(main())\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/omnistate
+	@chmod +x $(BIN)/omnistate
+	@touch $@
+endef
+
+$(VENV)/.demo: $(VENV)/bin/python requirements/server.txt
+	@test -f $(VENV)/.dev || { echo "Setting up (once) ..." && $(PIP) install --require-hashes -r requirements/server.txt; }
+	$(link_source)
+
+$(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt
+	@echo "Setting up the development environment (once) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	$(link_source)

@@ -1,0 +1,154 @@
+"""`connect`, and the client that it returns."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from omnistate.conversation import Conversation, Queue
+from omnistate.customer import Customer, identify
+from omnistate.errors import InvalidInput, OmnistateError
+from omnistate.session import Session, session_of_token
+from omnistate.state import Origin, Services
+from omnistate.store import EmbeddedServer, Keyspace, Link, encode_id, library, parse_url, run
+
+_LONGEST_TIMEOUT = timedelta(minutes=1)
+_NO_ORIGIN = Origin()
+
+
+class Client:
+    """A connection to the store: made by `connect`, used with `async with`, shared by everything in the process.
+
+    Safe for any number of tasks of one event loop. Its nouns (`customer`, `session`, `conversation`, `queue`) are free.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        tenant: str,
+        data_dir: Path | None,
+        durability: Literal["balanced", "safe"],
+        timeout: timedelta,
+        identity_secret: bytes,
+    ) -> None:
+        if not timedelta(milliseconds=10) <= timeout <= _LONGEST_TIMEOUT:
+            raise InvalidInput(f"timeout must be between 10 ms and {_LONGEST_TIMEOUT.seconds} s, not {timeout}")
+        if url is not None and data_dir is not None:
+            raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
+        self._endpoint = parse_url(url) if url is not None else None
+        self._data_dir, self._durability, self._timeout = data_dir, durability, timeout
+        self._keyspace = Keyspace(tenant, identity_secret=identity_secret)
+        self._server: EmbeddedServer | None = None
+        self._services: Services | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._services is not None:
+            raise OmnistateError("this client is already open: call connect() again for another one")
+        endpoint, check = self._endpoint, lambda: None
+        if endpoint is None:
+            self._server = server = await EmbeddedServer.start(self._data_dir, profile=self._durability)
+            endpoint, check = parse_url(server.url), server.raise_if_failed
+        link = Link(endpoint, library(), timeout=self._timeout.total_seconds(), check_server=check)
+        try:
+            await link.connect()
+        except BaseException:
+            await link.close()
+            await self._stop_server()
+            raise
+        self._services = Services(link)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connections, and the embedded server if there is one. Calls that are under way fail."""
+        services, self._services = self._services, None
+        if services is not None:
+            await services.close()
+        await self._stop_server()
+
+    async def _stop_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
+
+    @property
+    def services(self) -> Services:
+        """For the gateway: what handles work with."""
+        if self._services is None:
+            raise OmnistateError("this client is not open: use it inside `async with omnistate.connect() as omni`")
+        return self._services
+
+    @property
+    def keyspace(self) -> Keyspace:
+        """For the gateway: how this tenant's keys are spelled."""
+        return self._keyspace
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without its password: another process may connect to the embedded server by it."""
+        return str(self.services.link.endpoint)
+
+    def customer(self, customer_id: str) -> Customer:
+        """The customer of this id. No round trip; raises `InvalidId`."""
+        return Customer(self.services, self._keyspace, customer_id, _NO_ORIGIN)
+
+    async def identify(self, channel: str, address: str) -> Customer:
+        """The customer who is known by `address` on `channel`; a new one the first time.
+
+        Two first messages at once get the same customer. One round trip when known, three the first time.
+        """
+        customer_id = await run(identify(self._keyspace, channel, address), self.services.link.execute)
+        return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+
+    def session(self, token: str) -> Session:
+        """The session of this token. No round trip: `touch` tells whether it lives. Raises `InvalidInput`."""
+        return session_of_token(self.services, self._keyspace, token)
+
+    def conversation(self, conversation_id: str, *, channel: str | None = None) -> Conversation:
+        """The conversation of this id. No round trip; raises `InvalidId`."""
+        return Conversation(self.services, self._keyspace, conversation_id, Origin(channel))
+
+    def queue(self, name: str) -> Queue:
+        """The queue of this name. No round trip; raises `InvalidId`."""
+        return Queue(self.services, self._keyspace, name, _NO_ORIGIN)
+
+
+def connect(
+    url: str | None = None,
+    *,
+    tenant: str = "default",
+    data_dir: str | os.PathLike[str] | None = None,
+    durability: Literal["balanced", "safe"] = "balanced",
+    timeout: timedelta = timedelta(seconds=5),
+    identity_secret: bytes = b"",
+) -> Client:
+    """A client, to be used as `async with omnistate.connect() as omni:`.
+
+    Without a `url` an embedded server starts, with its data in `data_dir` or a directory of the user, and ends with the
+    block. `durability` is the embedded server's: `balanced` writes to disk every second, `safe` before each answer.
+    With `redis://`, `rediss://` or `unix://` that server is used: Redis >= 7.0 or Valkey >= 7.2.
+
+    `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
+    `identity_secret` keys the hash under which identities are stored; all processes need the same one.
+
+    Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
+    `DataDirectoryInUse`, `DataDirectoryUnusable`, `DataDirectoryTooNew`, `ServerBinaryMissing`, `ServerFailed`.
+    """
+    encode_id(tenant, "tenant")
+    directory = Path(data_dir) if data_dir is not None else None
+    return Client(
+        url,
+        tenant=tenant,
+        data_dir=directory,
+        durability=durability,
+        timeout=timeout,
+        identity_secret=identity_secret,
+    )

@@ -1,0 +1,154 @@
+"""The handle on one customer."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from omnistate.conversation import Conversation, start_conversation
+from omnistate.customer._commands import Identity, read
+from omnistate.customer._flows import (
+    find_or_create,
+    finish_merge,
+    imported_classes,
+    link,
+    prepare_merge,
+    read_documents,
+)
+from omnistate.errors import Conflict, InvalidInput
+from omnistate.session import Session, start_session
+from omnistate.state import ABSENT, AnyState, Origin, Services, State, StateHandle, schema_of
+from omnistate.store import (
+    LONGEST_LOG,
+    Entry,
+    Flow,
+    Inbox,
+    Keyspace,
+    Position,
+    encode_id,
+    open_log,
+    read_log,
+    run,
+)
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One entry of a customer's log."""
+
+    position: Position
+    type: str
+    data: dict[str, Any]
+
+
+class Customer:
+    """One person. Building the handle costs nothing: a web handler makes it from an id without a round trip."""
+
+    __slots__ = ("_keyspace", "_log", "_origin", "_services", "id")
+
+    def __init__(self, services: Services, keyspace: Keyspace, customer_id: str, origin: Origin) -> None:
+        self._services, self._keyspace, self._origin = services, keyspace, origin
+        self._log = keyspace.customer(customer_id)
+        self.id = customer_id
+
+    def via(self, channel: str, *, actor: str | None = None) -> Customer:
+        """The same customer, met on `channel`: events of this handle's writes say so, and who acted."""
+        encode_id(channel, "channel")
+        if actor is not None:
+            encode_id(actor, "actor")
+        return Customer(self._services, self._keyspace, self.id, Origin(channel, actor))
+
+    def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
+        """The customer's document of this class."""
+        return StateHandle(self._services, kind, self._log, self._origin)
+
+    async def position(self) -> Position:
+        """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
+        return await self._services.link.execute(open_log(self._log))
+
+    async def events(self, *, after: Position | None = None) -> AsyncIterator[Event]:
+        """Everything that happens to the customer, as long as you iterate: from now on, or after a position.
+
+        Raises `PositionLost` when the log no longer reaches back that far: it never skips.
+        """
+        inbox = Inbox()
+        leave = await self._services.feed.join(self._log, inbox)
+        try:
+            position = after or await self.position()
+            page = await self._services.link.execute(read_log(self._log, position, limit=LONGEST_LOG))
+            entries: list[Entry] = page.entries
+            while True:
+                for entry in entries:
+                    position = Position(position.epoch, entry.offset)
+                    data = msgspec.json.decode(entry.event)
+                    yield Event(position, data["type"], data)
+                entries = await inbox.take(self._services.link, self._log, position)
+        finally:
+            leave()
+
+    async def identities(self) -> list[Identity]:
+        """How the customer is known, channel by channel. One round trip."""
+        _, found = await self._services.link.execute(read(self._log))
+        return found
+
+    async def link(self, channel: str, address: str) -> None:
+        """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else."""
+        await run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
+
+    async def start_session(self, channel: str, *, idle: timedelta = timedelta(minutes=30)) -> Session:
+        """A new session, which ends when it is not touched for `idle`. One round trip."""
+        return await start_session(self._services, self._log, self.id, channel, idle=idle)
+
+    async def start_conversation(self, channel: str, *, owner: str = "bot") -> Conversation:
+        """A new conversation, owned by the helper `owner`. One round trip."""
+        origin = Origin(channel, self._origin.actor)
+        return await start_conversation(self._services, self._keyspace, self.id, channel, owner=owner, origin=origin)
+
+    async def merge(self, other: Customer) -> None:
+        """Makes `other` a part of this customer: one person, who was known twice.
+
+        Documents are merged by their class's `merge(self, other)` method; without one this customer's document stays, and
+        the other's is taken where there is none. Identities move; writes to the other's states raise `CustomerMerged`.
+        Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
+        document's class is not imported. Four round trips, one or two for each document and two for each identity.
+        """
+        if other.id == self.id:
+            raise InvalidInput("a customer cannot be merged into itself")
+        execute = self._services.link.execute
+        classes = imported_classes()
+        frozen = await run(prepare_merge(self._keyspace, self.id, other.id, classes), execute)
+        documents = await run(read_documents(other._log, frozen), execute)
+        for entry, fields in documents.items():
+            if ":" not in entry:  # what belongs to a conversation stays with it
+                await self._merge_document(classes[entry], other.id, fields)
+        await run(finish_merge(self._keyspace, self.id, other.id, frozen), execute)
+
+    async def _merge_document(self, kind: type[State], other_id: str, fields: list[bytes]) -> None:
+        schema = schema_of(kind)
+        flat = dict(zip(fields[::2], fields[1::2], strict=True))
+        flat.pop(b"@", None)
+        theirs = schema.decode(schema.join(flat))
+        operation_id = f"merge:{encode_id(other_id)[:128]}:{schema.name}"
+        handle = self.state(kind)
+        merge = getattr(kind, "merge", None)
+        if merge is not None:
+            await handle.update_once(operation_id, merge, theirs)
+            return
+        try:
+            await handle.set(theirs, expect=ABSENT, operation_id=operation_id)
+        except Conflict:
+            return  # this customer's own document stays
+
+    def __repr__(self) -> str:
+        return f"<Customer {self.id}>"
+
+
+def identify(keyspace: Keyspace, channel: str, address: str) -> Flow[str]:
+    """The customer whom this identity names, made when it is new."""
+    return find_or_create(keyspace, Identity(channel, address), f"cus_{secrets.token_hex(12)}")
+
+
+__all__ = ["Customer", "Event", "Identity", "identify"]

@@ -1,0 +1,100 @@
+"""Commands on identities and customers. No IO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from omnistate.errors import CustomerMerged, InvalidInput
+from omnistate.store import Command, LogKeys, merged_error, opening
+
+_json = msgspec.json.Encoder().encode
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """How a customer is known on one channel."""
+
+    channel: str
+    address: str
+
+    def __repr__(self) -> str:  # an address is personal data
+        return f"Identity(channel={self.channel!r}, address=...)"
+
+
+_decode_identity = msgspec.json.Decoder(Identity).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What a customer who is merged away leaves to move: index entries of documents, identities by digest."""
+
+    documents: list[str]
+    identities: dict[str, Identity]
+
+
+def identities_key(log: LogKeys) -> bytes:
+    return log.key("identities")
+
+
+def claim(key: bytes, candidate: str) -> Command[tuple[str, bool]]:
+    """The customer, and whether the customer's own list is known to name the identity."""
+    return Command("identity_claim", (key,), (candidate,), lambda reply: (reply[0].decode(), reply[1] == b"1"))
+
+
+def point(key: bytes, before: str, after: str) -> Command[bool]:
+    """False: by now it belongs to yet another customer."""
+    return Command("identity_point", (key,), (before, after), lambda reply: reply[0] == b"ok")
+
+
+def note(log: LogKeys, digest: str, identity: Identity, *, operation_id: str) -> Command[None]:
+    event = b'{"type":"identity.linked","channel":%b' % _json(identity.channel)
+
+    def parse(reply: list[Any]) -> None:
+        if reply[0] == b"merged":
+            raise merged_error(log, reply[1])
+
+    arguments = (*opening(operation_id), digest, _json(identity), event)
+    return Command("customer_note", (*log.written, identities_key(log)), arguments, parse, operation_id)
+
+
+def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, operation_id: str) -> Command[Frozen]:
+    event = b'{"type":"customer.merged","into":%b' % _json(into)
+
+    def parse(reply: list[Any]) -> Frozen:
+        if reply[0] == b"merged":
+            raise CustomerMerged(customer, into=reply[1].decode())
+        if reply[0] == b"unknown":
+            name = reply[1].decode().partition(":")[0]
+            raise InvalidInput(
+                f"customer {customer} has a {name}, and no class of that name is imported here: "
+                "import it, so that its merge method can run. Nothing has changed"
+            )
+        end = 3 + int(reply[2])
+        pairs = zip(reply[end::2], reply[end + 1 :: 2], strict=True)
+        identities = {digest.decode(): _decode_identity(identity) for digest, identity in pairs}
+        return Frozen([entry.decode() for entry in reply[3:end]], identities)
+
+    keys = (*log.written, log.key("docs"), identities_key(log))
+    return Command("customer_freeze", keys, (*opening(operation_id), into, event, *known), parse, operation_id)
+
+
+def documents(log: LogKeys, entries: Sequence[str]) -> Command[list[list[bytes]]]:
+    """The hash fields of a frozen customer's documents."""
+    return Command("customer_documents", (log.meta, *(log.key("doc", entry) for entry in entries)), (), list)
+
+
+def empty(log: LogKeys, entries: Sequence[str]) -> Command[None]:
+    keys = (log.meta, log.key("docs"), identities_key(log), *(log.key("doc", entry) for entry in entries))
+    return Command("customer_empty", keys, (), lambda _: None)
+
+
+def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:
+    """Whom the customer was merged into, and their identities."""
+
+    def parse(reply: list[Any]) -> tuple[str | None, list[Identity]]:
+        return reply[0].decode() or None, [_decode_identity(identity) for identity in reply[2::2]]
+
+    return Command("customer_read", (log.meta, identities_key(log)), (), parse)

@@ -1,0 +1,93 @@
+"""Finding, linking and merging customers: several calls, since an identity lives in another slot than its customer.
+
+Find or link: (1) the identity is claimed for a candidate, (2) the customer's own list names it, (3) the identity is
+marked as confirmed. Killed after 1 or 2: the next call finds it unconfirmed and does the rest. Two first messages at
+once: step 1 is one call, so one candidate wins and both callers get the same customer.
+
+Merge of B into A: (1) A is looked at, so that nothing is merged into a customer who is gone, (2) B is frozen: its
+states refuse writes and name A, (3) B's documents are read, (4) each is merged into A's by its class, under an
+operation id made of B and the document, (5) B's identities point to A, (6) what moved is removed. Killed at any step:
+merging again goes on, and documents that had been merged are found by their operation ids. B's sessions and
+conversations stay where they are, and stay usable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from omnistate.customer._commands import Frozen, Identity, claim, documents, empty, freeze, note, point
+from omnistate.errors import CustomerMerged, IdentityTaken
+from omnistate.state import State, schema_of
+from omnistate.store import Flow, Keyspace, LogKeys, call, new_operation_id, open_log
+
+
+def find_or_create(keyspace: Keyspace, identity: Identity, candidate: str) -> Flow[str]:
+    """The customer's id. One round trip when known, three the first time."""
+    key, digest = keyspace.identity(identity.channel, identity.address)
+    customer, confirmed = yield from call(claim(key, candidate))
+    if not confirmed:
+        customer = yield from _confirm(keyspace, key, digest, identity, customer)
+    return customer
+
+
+def link(keyspace: Keyspace, identity: Identity, customer: str) -> Flow[None]:
+    """Raises `IdentityTaken`. Three round trips the first time."""
+    key, digest = keyspace.identity(identity.channel, identity.address)
+    yield from call(open_log(keyspace.customer(customer)))  # not for a customer who was merged away
+    owner, confirmed = yield from call(claim(key, customer))
+    if owner != customer:
+        raise IdentityTaken(identity.channel, owner=owner)
+    if not confirmed:
+        yield from _confirm(keyspace, key, digest, identity, customer)
+
+
+def _confirm(keyspace: Keyspace, key: bytes, digest: str, identity: Identity, customer: str) -> Flow[str]:
+    try:
+        yield from call(note(keyspace.customer(customer), digest, identity, operation_id=new_operation_id()))
+        owner = customer
+    except CustomerMerged as merged:  # between the two steps: the identity follows
+        owner = merged.into
+        yield from call(note(keyspace.customer(owner), digest, identity, operation_id=new_operation_id()))
+    yield from call(point(key, customer, owner))
+    return owner
+
+
+MergeDocument = Callable[[type[State], str, list[bytes]], Generator[Any, Any, None]]
+
+
+def prepare_merge(keyspace: Keyspace, survivor: str, other: str, classes: Mapping[str, type[State]]) -> Flow[Frozen]:
+    """Freezes `other`. Everything after this can be repeated. Raises before anything has changed."""
+    yield from call(open_log(keyspace.customer(survivor)))
+    operation_id = new_operation_id()
+    return (yield from call(freeze(keyspace.customer(other), other, survivor, classes, operation_id=operation_id)))
+
+
+def read_documents(log: LogKeys, frozen: Frozen) -> Flow[dict[str, list[bytes]]]:
+    """The documents that are there, by index entry: an expired one may still be named in the index."""
+    if not frozen.documents:
+        return {}
+    found = yield from call(documents(log, frozen.documents))
+    return {entry: fields for entry, fields in zip(frozen.documents, found, strict=True) if fields}
+
+
+def finish_merge(keyspace: Keyspace, survivor: str, other: str, frozen: Frozen) -> Flow[None]:
+    """Moves the identities and removes what moved."""
+    log = keyspace.customer(survivor)
+    for digest, identity in frozen.identities.items():
+        key, _ = keyspace.identity(identity.channel, identity.address)
+        if (yield from call(point(key, other, survivor))):
+            yield from call(note(log, digest, identity, operation_id=new_operation_id()))
+    own = [entry for entry in frozen.documents if ":" not in entry]
+    yield from call(empty(keyspace.customer(other), own))
+
+
+def imported_classes() -> dict[str, type[State]]:
+    """The state classes of this process by name: Python knows a class's subclasses."""
+    found: dict[str, type[State]] = {}
+    waiting: list[type[State]] = [State]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            found[schema_of(kind).name] = kind
+            waiting.append(kind)
+    return found

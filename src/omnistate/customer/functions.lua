@@ -1,0 +1,87 @@
+-- Identities, and merging two customers. An identity lives in a slot of its own, so finding, linking and merging take
+-- several calls; each is safe to repeat and to leave half done (see the flows).
+
+-- identity_claim: whom the identity points to; `candidate` when it is new
+-- keys: identity   arguments: candidate   reply: {customer, '1' when the customer's own list is known to name it}
+local function identity_claim(keys, args)
+  local identity = redis.call('HMGET', keys[1], 'customer', 'confirmed')
+  if identity[1] then return {identity[1], identity[2] or '0'} end
+  redis.call('HSET', keys[1], 'customer', args[1])
+  return {args[1], '0'}
+end
+
+-- identity_point: moves the identity, or confirms that the customer's list names it
+-- keys: identity   arguments: from, to   reply: {"ok"} | {"moved", customer}
+local function identity_point(keys, args)
+  local customer = redis.call('HGET', keys[1], 'customer')
+  if customer and customer ~= args[1] and customer ~= args[2] then return {'moved', customer} end
+  redis.call('HSET', keys[1], 'customer', args[2], 'confirmed', '1')
+  return {'ok'}
+end
+
+-- customer_note: the customer's own list of identities
+-- keys: the log's four, identities   arguments: (open), digest, identity as JSON, event
+local function customer_note(keys, args)
+  local log, reply = open(keys, args)
+  if not log then return reply end
+  if redis.call('HEXISTS', keys[5], args[log.at]) == 1 then return {'ok', ''} end
+  append(log, args[log.at + 2], -1)
+  redis.call('HSET', keys[5], args[log.at], args[log.at + 1])
+  return commit(log, position(log))
+end
+
+-- customer_freeze: the beginning of a merge: from now on this customer's states are written nowhere but in `into`
+-- keys: the log's four, index of documents, identities   arguments: (open), into, event, names of documents that can move
+-- reply: {"ok", "", number of documents, documents..., (digest, identity)...} | {"unknown", document} | {"merged", other}
+local function customer_freeze(keys, args)
+  local log, reply = open(keys, args, true)
+  if not log and reply[1] ~= 'done' then return reply end
+  local into = redis.call('HGET', keys[1], 'into')
+  local documents, known = redis.call('SMEMBERS', keys[5]), {}
+  if log then
+    if into and into ~= args[log.at] then return {'merged', into} end
+    for i = log.at + 2, #args do known[args[i]] = true end
+    for _, document in ipairs(documents) do
+      if not known[string.match(document, '^[^:]+')] then return {'unknown', document} end
+    end
+    if not into then
+      append(log, args[log.at + 1], -1)
+      redis.call('HSET', keys[1], 'into', args[log.at])
+    end
+    commit(log, '')
+  end
+  reply = {'ok', '', text(#documents)}
+  for _, document in ipairs(documents) do reply[#reply + 1] = document end
+  for _, item in ipairs(redis.call('HGETALL', keys[6])) do reply[#reply + 1] = item end
+  return reply
+end
+
+-- customer_documents: documents of a frozen customer   keys: meta, documents...   reply: {document...}
+local function customer_documents(keys)
+  local reply = {}
+  for i = 2, #keys do reply[i - 1] = redis.call('HGETALL', keys[i]) end
+  return reply
+end
+
+-- customer_empty: the end of a merge: what moved is removed. Doing it twice is doing it once.
+-- keys: meta, index of documents, identities, documents...
+local function customer_empty(keys)
+  if not redis.call('HGET', keys[1], 'into') then return {'ok'} end
+  for i = 2, #keys do redis.call('DEL', keys[i]) end
+  return {'ok'}
+end
+
+-- customer_read   keys: meta, identities   reply: {into or '', (digest, identity)...}
+local function customer_read(keys)
+  local reply = {redis.call('HGET', keys[1], 'into') or ''}
+  for _, item in ipairs(redis.call('HGETALL', keys[2])) do reply[#reply + 1] = item end
+  return reply
+end
+
+define('identity_claim', identity_claim)
+define('identity_point', identity_point)
+define('customer_note', customer_note)
+define('customer_freeze', customer_freeze)
+define('customer_documents', customer_documents, READS)
+define('customer_empty', customer_empty)
+define('customer_read', customer_read, READS)

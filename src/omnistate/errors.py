@@ -1,0 +1,253 @@
+"""Every error that omnistate raises, in one tree.
+
+The name says what is wrong, the docstring says what to do next, the fields carry what that needs. Each class has a
+`code`: a stable word for logs, HTTP problem details and the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from omnistate.store._position import Position
+
+
+class OmnistateError(Exception):
+    """The root of every error here: catch it to catch them all."""
+
+    code: ClassVar[str] = "omnistate_error"
+
+
+class InvalidInput(OmnistateError, ValueError):
+    """Something given to omnistate is not acceptable: nothing was sent, nothing has changed. Mend it and call again."""
+
+    code = "invalid_input"
+
+
+class InvalidId(InvalidInput):
+    """An id is empty, longer than 256 bytes, or holds a lone surrogate: use another id."""
+
+    code = "invalid_id"
+
+
+class InvalidDeclaration(OmnistateError, TypeError):
+    """A state class, an action or an app is declared in a way that cannot work: the message names the line to change."""
+
+    code = "invalid_declaration"
+
+
+class InvalidValue(InvalidInput):
+    """A value does not fit its declared type, or names a field that the class does not have."""
+
+    code = "invalid_value"
+
+
+class ValueTooLarge(InvalidInput):
+    """A value is larger than one state may be: keep large content elsewhere and store a reference to it."""
+
+    code = "value_too_large"
+
+    def __init__(self, what: str, *, size: int, limit: int) -> None:
+        super().__init__(f"{what} is {size:,} bytes, the limit is {limit:,}: store large content elsewhere")
+        self.size, self.limit = size, limit
+
+
+class ValueTooDeep(InvalidInput):
+    """A value nests deeper than the limit: flatten it."""
+
+    code = "value_too_deep"
+
+    def __init__(self, what: str, *, limit: int) -> None:
+        super().__init__(f"{what} nests deeper than {limit} levels: flatten it")
+        self.limit = limit
+
+
+class Conflict(OmnistateError):
+    """Another writer changed the document: read it again and decide, or use `update`, which does that for you.
+
+    `update` raises it only after its bounded number of tries: the document is written faster than the function runs.
+    """
+
+    code = "conflict"
+
+    def __init__(self, message: str, *, position: Position | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class SchemaMismatch(OmnistateError):
+    """A stored document cannot be read as its class: it was left untouched. Restore the class, or delete the document."""
+
+    code = "schema_mismatch"
+
+
+class OperationIdReused(InvalidInput):
+    """This operation id was already used for a different call: use a new id for each intention."""
+
+    code = "operation_id_reused"
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(f"operation id {operation_id!r} was already used with other arguments: choose a new one")
+        self.operation_id = operation_id
+
+
+class PositionLost(OmnistateError):
+    """The log no longer holds everything after this position: read the state again and go on from its position."""
+
+    code = "position_lost"
+
+    def __init__(self, wanted: Position, *, current: Position) -> None:
+        super().__init__(
+            f"nothing can resume from {wanted}: the log is at {current}; read the state again and go on from there"
+        )
+        self.wanted, self.current = wanted, current
+
+
+class SessionExpired(OmnistateError):
+    """The session ended, or its deadline passed: start a new one with `customer.start_session`."""
+
+    code = "session_expired"
+
+
+class IdentityTaken(OmnistateError):
+    """This identity already belongs to another customer: merge the two, or use another identity."""
+
+    code = "identity_taken"
+
+    def __init__(self, channel: str, *, owner: str) -> None:
+        # The address is personal data, so it stays out of the message.
+        super().__init__(f"this {channel} identity already belongs to customer {owner}: merge the two customers")
+        self.channel, self.owner = channel, owner
+
+
+class CustomerMerged(OmnistateError):
+    """This customer was merged into another one: go on with `omni.customer(error.into)`."""
+
+    code = "customer_merged"
+
+    def __init__(self, customer: str, *, into: str) -> None:
+        super().__init__(f"customer {customer} was merged into {into}: go on with omni.customer({into!r})")
+        self.customer, self.into = customer, into
+
+
+class ConversationNotFound(OmnistateError):
+    """There is no such conversation: start one with `customer.start_conversation`."""
+
+    code = "conversation_not_found"
+
+
+class OwnershipLost(OmnistateError):
+    """This helper does not own the conversation (any more): stop answering, or claim it first."""
+
+    code = "ownership_lost"
+
+    def __init__(self, *, author: str, owner: str, epoch: int) -> None:
+        super().__init__(f"{author} does not own this conversation: it belongs to {owner} (owner epoch {epoch})")
+        self.author, self.owner, self.epoch = author, owner, epoch
+
+
+class Denied(OmnistateError):
+    """This channel, role or token may not do that: use one that may, or widen the declaration in the app."""
+
+    code = "denied"
+
+
+class MissingExtra(OmnistateError, ImportError):
+    """An optional part is not installed: the message holds the command that installs it."""
+
+    code = "missing_extra"
+
+    def __init__(self, feature: str, *, extra: str) -> None:
+        super().__init__(f'{feature} needs an extra: pip install "omnistate[{extra}]"')
+        self.extra = extra
+
+
+class StoreError(OmnistateError):
+    """The store could not do what was asked: the subclasses say whether to wait, to mend a setting, or to ask an operator."""
+
+    code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """No answer from the server within the deadline, and nothing was applied: check that it runs; calling again is safe."""
+
+    code = "store_unavailable"
+
+
+class AmbiguousWrite(StoreUnavailable):
+    """The write was sent but its answer was lost: call again with `operation_id=error.operation_id`; it is applied once."""
+
+    code = "ambiguous_write"
+
+    def __init__(self, operation_id: str, reason: str) -> None:
+        super().__init__(
+            f"the outcome of operation {operation_id} is unknown ({reason}): "
+            "call again with this operation id; it will be applied at most once"
+        )
+        self.operation_id = operation_id
+
+
+class Overloaded(StoreUnavailable):
+    """Too many calls wait for the server: slow down and call again; this one was not sent."""
+
+    code = "overloaded"
+
+
+class AuthenticationFailed(StoreError):
+    """The server refused user or password: correct them in the URL. Nothing was sent but the login."""
+
+    code = "authentication_failed"
+
+
+class PermissionRefused(StoreError):
+    """The server's access list does not allow this user what omnistate needs: grant it (docs/reference/store.md)."""
+
+    code = "permission_refused"
+
+
+class LibraryMissing(StoreError):
+    """The server has no functions, so it cannot run omnistate: use Redis >= 7.0 or Valkey >= 7.2."""
+
+    code = "library_missing"
+
+
+class OutOfMemory(StoreError):
+    """The server is at its memory limit and refused the write: raise `maxmemory` or delete data. Nothing has changed."""
+
+    code = "out_of_memory"
+
+
+class WritesDisabled(StoreError):
+    """The server refuses writes because it cannot persist them: free disk space, or run BGREWRITEAOF after an I/O error."""
+
+    code = "writes_disabled"
+
+
+class ServerFailed(StoreError):
+    """The embedded server could not be started: the message holds the last lines of its log."""
+
+    code = "server_failed"
+
+
+class ServerBinaryMissing(StoreError):
+    """There is no server program for the embedded store: the message lists three ways to get one."""
+
+    code = "server_binary_missing"
+
+
+class DataDirectoryInUse(StoreError):
+    """Another process runs a server on this data directory: connect to that one, or choose another directory."""
+
+    code = "data_directory_in_use"
+
+
+class DataDirectoryUnusable(StoreError):
+    """The data directory cannot be used (not writable, not private): the message says what to change."""
+
+    code = "data_directory_unusable"
+
+
+class DataDirectoryTooNew(StoreError):
+    """A newer omnistate wrote this data directory: upgrade omnistate, or choose another directory. It was left untouched."""
+
+    code = "data_directory_too_new"

@@ -1,0 +1,65 @@
+"""The handle on one session."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from omnistate.errors import InvalidInput
+from omnistate.session._commands import end, start, touch
+from omnistate.state import Services
+from omnistate.store import Keyspace, LogKeys, decode_id, encode_id, new_operation_id
+
+_LONGEST_IDLE = timedelta(days=400)
+
+
+class Session:
+    """A session of a customer. `token` is its secret, for the cookie or the app; `id` may be logged.
+
+    Only a hash of the token is stored, so a copy of the database opens no session.
+    """
+
+    __slots__ = ("_log", "_services", "customer_id", "id", "token")
+
+    def __init__(self, services: Services, log: LogKeys, customer_id: str, token: str) -> None:
+        self._services, self._log = services, log
+        self.customer_id, self.token = customer_id, token
+        self.id = hashlib.sha256(token.encode()).hexdigest()[:32]
+
+    async def touch(self) -> datetime:
+        """Moves the idle deadline and returns it. Raises `SessionExpired`. One round trip."""
+        deadline, _ = await self._services.link.execute(touch(self._log, self.id))
+        return datetime.fromtimestamp(deadline / 1000, UTC)
+
+    async def end(self, *, reason: str = "logout") -> bool:
+        """Ends the session; false when it had ended before. One round trip."""
+        command = end(self._log, self.id, reason, operation_id=new_operation_id())
+        return await self._services.link.execute(command)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id[:8]}>"
+
+
+async def start_session(
+    services: Services, log: LogKeys, customer_id: str, channel: str, *, idle: timedelta
+) -> Session:
+    """A new session. One round trip."""
+    encode_id(channel, "channel")
+    if not timedelta(seconds=1) <= idle <= _LONGEST_IDLE:
+        raise InvalidInput(f"idle must be between 1 s and {_LONGEST_IDLE.days} days, not {idle}")
+    session = Session(services, log, customer_id, f"{encode_id(customer_id)}.{secrets.token_urlsafe(32)}")
+    idle_ms = idle // timedelta(milliseconds=1)
+    await services.link.execute(start(log, session.id, channel, idle_ms, operation_id=new_operation_id()))
+    return session
+
+
+def session_of_token(services: Services, keyspace: Keyspace, token: str) -> Session:
+    """The handle for a token that a client brought. Raises `InvalidInput` for what is no token of ours."""
+    customer, _, secret = token.partition(".") if isinstance(token, str) else ("", "", "")
+    if not customer or len(secret) != 43 or len(token) > 1000 or not token.isascii():
+        raise InvalidInput("not a session token")
+    customer_id = decode_id(customer)
+    if encode_id(customer_id, "customer id") != customer:
+        raise InvalidInput("not a session token")
+    return Session(services, keyspace.customer(customer_id), customer_id, token)

@@ -1,0 +1,214 @@
+"""Commands on documents, and what they answer. No IO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from omnistate.errors import InvalidValue, OperationIdReused, SchemaMismatch, ValueTooLarge
+from omnistate.state._model import ANY, Expect, Precondition
+from omnistate.state._schema import CODEC, HEADER, Flat
+from omnistate.store import LONGEST_LOG, Argument, Command, LogKeys, Position, merged_error, opening
+
+MAX_BYTES = 256 * 1024
+MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A document: its keys, its name, and what an event says of who writes it."""
+
+    log: LogKeys
+    document: bytes
+    name: str
+    head: bytes  # the beginning of every event about it, a JSON object without its closing brace
+    keys: tuple[bytes, ...]
+    entry: str  # its name in the index of documents
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A document as it was read: its version (None: absent) and its hash fields. Never changed, always replaced."""
+
+    version: Position | None
+    flat: Flat
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    held: Held
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    version: Position
+    sums: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The precondition did not hold: this is the document now."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Operation ids that were applied before, each with its result, or None where it was not."""
+
+    results: list[Stored | None]
+
+
+Reply = Stored | Refused | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a write changes. Steps are (hash field, amount, text of the event before the sum)."""
+
+    sets: Flat
+    drops: Sequence[bytes] = ()
+    steps: Sequence[tuple[bytes, int, bytes]] = ()
+    replace: bool = False
+
+
+def read(target: Target) -> Command[Read]:
+    def parse(reply: list[Any]) -> Read:
+        if reply[0] == b"merged":
+            raise merged_error(target.log, reply[1])
+        return Read(_held(reply[3]), Position(reply[1].decode(), int(reply[2])))
+
+    return Command("state_read", (target.log.meta, target.document), (), parse)
+
+
+def write(
+    target: Target,
+    patch: Patch,
+    event: bytes,
+    *,
+    ids: Sequence[str],
+    expect: Precondition = ANY,
+    ttl_ms: int = 0,
+    digest: str = "",
+    tail: bytes = b"",
+) -> Command[Reply]:
+    """`event` follows the target's head; `tail` follows the sum of a step."""
+    if len(patch.sets) + len(patch.drops) > MAX_FIELDS:
+        raise InvalidValue(
+            f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
+        )
+    arguments: list[Argument] = [len(ids), *ids, digest, LONGEST_LOG, target.entry, _expected(expect)]
+    arguments += ("replace" if patch.replace else "patch", ttl_ms, MAX_BYTES, CODEC, target.head + event, tail)
+    arguments.append(2 * len(patch.sets))
+    for item in patch.sets.items():
+        arguments += item
+    arguments.append(len(patch.drops))
+    arguments += patch.drops
+    arguments.append(3 * len(patch.steps))
+    for step in patch.steps:
+        arguments += step
+
+    def parse(reply: list[Any]) -> Reply:
+        word = reply[0]
+        if word == b"ok":
+            return _stored(reply[1])
+        if word == b"large":
+            raise ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
+        if word == b"not_integer":
+            raise InvalidValue(f"{target.name}.{reply[1].decode()} is no integer, or the sum is beyond 2^53")
+        return _not_written(target, reply)
+
+    return Command("state_write", target.keys, arguments, parse, ids[0])
+
+
+def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> Command[Reply | None]:
+    """None: there was no document."""
+
+    def parse(reply: list[Any]) -> Reply | None:
+        if reply[0] == b"ok":
+            return _stored(reply[1])
+        return None if reply[0] == b"absent" else _not_written(target, reply)
+
+    event = target.head.replace(b"state.changed", b"state.deleted", 1)
+    arguments: tuple[Argument, ...] = (*opening(operation_id), target.entry, _expected(expect), event)
+    return Command("state_delete", target.keys, arguments, parse, operation_id)
+
+
+def _expected(expect: Precondition) -> str:
+    return expect.value if isinstance(expect, Expect) else f"{expect.offset} {expect.epoch}"
+
+
+def _stored(header: bytes) -> Stored:
+    first, *sums = header.split(b"\n")
+    offset, epoch = first.split(b" ", 2)[:2]
+    return Stored(Position(epoch.decode(), int(offset)), tuple(sums))
+
+
+def _not_written(target: Target, reply: list[Any]) -> Reply:
+    word = reply[0]
+    if word == b"conflict":
+        return Refused(_held(reply[1]))
+    if word == b"done":
+        return Done([_stored(result) if result else None for result in reply[1:]])
+    if word == b"reused":
+        raise OperationIdReused(reply[1].decode())
+    raise merged_error(target.log, reply[1])
+
+
+def _held(fields: list[bytes]) -> Held:
+    flat = dict(zip(fields[::2], fields[1::2], strict=True))
+    header = flat.pop(HEADER, None)
+    if header is None:
+        if flat:
+            raise SchemaMismatch(
+                "a stored document has no header: it was not written by omnistate and was left untouched"
+            )
+        return Held(None, flat)
+    offset, epoch, _, codec = header.split(b" ", 3)
+    if codec != CODEC.encode():
+        raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
+    return Held(Position(epoch.decode(), int(offset)), flat)
+
+
+_json = msgspec.json.Encoder().encode
+
+
+def diff(old: Flat, new: Flat, known: frozenset[bytes]) -> tuple[Flat, list[bytes]]:
+    """What to set and what to drop to make `new` of `old`. Fields that the class does not know stay."""
+    sets = {name: value for name, value in new.items() if old.get(name) != value}
+    drops = [name for name in old if name not in new and name.partition(b":")[0] in known]
+    return sets, drops
+
+
+def describe(sets: Flat, drops: Sequence[bytes], *, replace: bool = False) -> bytes:
+    """A patch as members of an event: `set` and `unset` whole fields, `put` and `drop` entries of mapping fields."""
+    whole: list[bytes] = []
+    unset: list[bytes] = []
+    puts: dict[bytes, list[bytes]] = {}
+    gone: dict[bytes, list[bytes]] = {}
+    for name, value in sets.items():
+        field, entry, key = name.partition(b":")
+        if entry:
+            puts.setdefault(field, []).append(_json(key.decode()) + b":" + value)
+        else:
+            whole.append(b'"' + field + b'":' + value)
+    for name in drops:
+        field, entry, key = name.partition(b":")
+        if entry:
+            gone.setdefault(field, []).append(_json(key.decode()))
+        else:
+            unset.append(b'"' + field + b'"')
+    members = b',"replace":true' if replace else b""
+    if whole:
+        members += b',"set":{' + b",".join(whole) + b"}"
+    if unset:
+        members += b',"unset":[' + b",".join(unset) + b"]"
+    if puts:
+        members += b',"put":{' + b",".join(b'"%b":{%b}' % (f, b",".join(p)) for f, p in puts.items()) + b"}"
+    if gone:
+        members += b',"drop":{' + b",".join(b'"%b":[%b]' % (f, b",".join(g)) for f, g in gone.items()) + b"}"
+    return members

@@ -1,0 +1,195 @@
+"""State classes, and the values that handles return."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from enum import Enum
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, dataclass_transform
+
+import msgspec
+
+from omnistate.errors import InvalidDeclaration
+from omnistate.state._schema import Schema
+from omnistate.store import Position
+
+R = TypeVar("R")
+
+
+class Expect(Enum):
+    """Preconditions that name no version."""
+
+    ANY = "*"
+    ABSENT = "-"
+
+
+ANY, ABSENT = Expect.ANY, Expect.ABSENT
+Precondition = Expect | Position
+_LONGEST_TTL = timedelta(days=3650)
+
+
+@dataclass_transform(field_specifiers=(msgspec.field,))
+class StateMeta(msgspec.StructMeta):
+    """Adds `ttl=`, `name=` and `channels=` to a struct's keywords. No type checker sees them: they are checked here."""
+
+    def __new__(
+        mcls,
+        class_name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        ttl: timedelta | None = None,
+        name: str | None = None,
+        channels: Collection[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        cls = super().__new__(mcls, class_name, bases, namespace, **options)
+        if any(isinstance(base, StateMeta) for base in bases):
+            _declare(cls, name or class_name, ttl, channels)
+        return cls
+
+
+class _Declaration:
+    """What was said of a class. The schema is made at the first use: a field's type may be declared after the class."""
+
+    __slots__ = ("channels", "name", "schema", "ttl")
+
+    def __init__(self, name: str, ttl: timedelta | None, channels: frozenset[str] | None) -> None:
+        self.name, self.ttl, self.channels = name, ttl, channels
+        self.schema: Schema[Any] | None = None
+
+
+def _declare(cls: type, name: str, ttl: timedelta | None, channels: Collection[str] | None) -> None:
+    if not name.isascii() or not name.isidentifier() or len(name) > 64:
+        raise InvalidDeclaration(f"state name {name[:70]!r} must be an ASCII identifier of at most 64 characters")
+    if ttl is not None and not isinstance(ttl, timedelta):
+        raise InvalidDeclaration(f"{name}: ttl must be a timedelta, not {type(ttl).__name__}: ttl=timedelta(days=7)")
+    if ttl is not None and not timedelta(milliseconds=1) <= ttl <= _LONGEST_TTL:
+        raise InvalidDeclaration(f"{name}: ttl must be between 1 ms and {_LONGEST_TTL.days} days")
+    struct = cast("type[msgspec.Struct]", cls)
+    without = len(struct.__struct_fields__) - len(struct.__struct_defaults__)
+    if without > 0:
+        field = struct.__struct_fields__[0]
+        raise InvalidDeclaration(
+            f"{name}.{field} needs a default: every customer has a {name}, also before anything was written"
+        )
+    if isinstance(channels, str):
+        raise InvalidDeclaration(f'{name}: channels must be a set of names, not a str: channels={{"{channels}"}}')
+    readers = None if channels is None else frozenset(channels)
+    cls.__omnistate__ = _Declaration(name, ttl, readers)  # type: ignore[attr-defined]
+
+
+class State(msgspec.Struct, metaclass=StateMeta):
+    """The base of state classes: `class Cart(State, ttl=timedelta(days=7))`.
+
+    Every field needs a default. `ttl` is the time after the last write at which a document is gone; without it, it
+    stays. `channels` are those that may read it through the gateway, by default all; `name` is what it is stored under,
+    by default the class's name. An instance is your private copy: change it freely; a handle's verbs store.
+    """
+
+    __omnistate__: ClassVar[Any] = None
+
+
+AnyState = TypeVar("AnyState", bound=State)
+
+
+def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
+    """The schema of a state class. Raises `InvalidDeclaration` for anything else."""
+    declaration = getattr(kind, "__omnistate__", None)
+    if declaration is None:
+        raise InvalidDeclaration(f"{getattr(kind, '__name__', kind)!s} is not a state class: derive it from State")
+    if declaration.schema is None:
+        milliseconds = 0 if declaration.ttl is None else declaration.ttl // timedelta(milliseconds=1)
+        declaration.schema = Schema(kind, declaration.name, milliseconds)
+    return cast("Schema[AnyState]", declaration.schema)
+
+
+def readers_of(kind: type[State]) -> frozenset[str] | None:
+    """The channels that may read a state through the gateway; None for all."""
+    declaration = kind.__omnistate__
+    return declaration.channels if declaration is not None else None
+
+
+class Snapshot(Generic[AnyState]):
+    """A document as it was at one moment: frozen, and free of any connection.
+
+    `value` is your private copy. `version` is 0 where there is no document, and the value is then the class's default.
+    `position` is the log's position of the same moment: watching after it misses nothing.
+    """
+
+    __slots__ = ("_encoded", "_schema", "_value", "_version", "position")
+
+    def __init__(self, schema: Schema[AnyState], encoded: bytes, version: Position | None, position: Position) -> None:
+        self._schema, self._encoded, self._value = schema, encoded, cast("AnyState | None", None)
+        self._version, self.position = version, position
+
+    @property
+    def value(self) -> AnyState:
+        if self._value is None:
+            self._value = self._schema.decode(self._encoded)
+        return self._value
+
+    @property
+    def version(self) -> int:
+        return 0 if self._version is None else self._version.offset
+
+    @property
+    def exists(self) -> bool:
+        return self._version is not None
+
+    @property
+    def precondition(self) -> Precondition:
+        """What `expect=snapshot` asks for: this version still, or still no document."""
+        return ABSENT if self._version is None else self._version
+
+    @property
+    def json(self) -> bytes:
+        """The fields that are stored, as one JSON object."""
+        return self._encoded
+
+    def __repr__(self) -> str:  # a customer's content does not belong in logs
+        return f"<{type(self).__name__} {self._schema.name} version={self.version}>"
+
+
+class Change(Snapshot[AnyState]):
+    """What `watch` yields: the document after a change. `patches` are the log's events, oldest first.
+
+    The first of a `watch` has no patches. After a pause of the reader several changes may come as one, with the patch of
+    each: nothing is left out.
+    """
+
+    __slots__ = ("patches",)
+
+    def __init__(
+        self,
+        schema: Schema[AnyState],
+        encoded: bytes,
+        version: Position | None,
+        position: Position,
+        patches: tuple[bytes, ...],
+    ) -> None:
+        super().__init__(schema, encoded, version, position)
+        self.patches = patches
+
+
+class Written(Snapshot[AnyState], Generic[AnyState, R]):
+    """What `update` returns: the document after the function ran, and what the function returned.
+
+    `repeated`: this operation id had been applied before; nothing was written now and `result` is None.
+    """
+
+    __slots__ = ("operation_id", "repeated", "result")
+
+    def __init__(
+        self,
+        schema: Schema[AnyState],
+        encoded: bytes,
+        version: Position | None,
+        position: Position,
+        result: R,
+        operation_id: str,
+        *,
+        repeated: bool = False,
+    ) -> None:
+        super().__init__(schema, encoded, version, position)
+        self.result, self.operation_id, self.repeated = result, operation_id, repeated

@@ -1,0 +1,267 @@
+"""`update(fn)`: run functions on a document and store what they changed, without losing anybody's update.
+
+Optimistic: the functions run on the document as it was last seen, and the write is refused when it has changed since.
+The refusal brings the present document, so another try costs one round trip. Functions of several callers run one after
+the other on the same document and share one write; each keeps its own result, error and operation id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
+from typing import Any, TypeAlias
+
+from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue
+from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, describe, diff, read, write
+from omnistate.state._model import ABSENT, Written
+from omnistate.state._schema import Schema
+from omnistate.store import Command, Flow, Pause, Position, call, run
+
+MAX_RACES = 100  # tries before `update` gives up with Conflict
+MAX_BATCH = 128  # callers that share one write
+_PATIENCE = 4  # races that are retried at once; later ones wait a little, a random time each
+_NOWHERE = Position("", 0)
+
+
+class Call:
+    """One caller's function, and what came of it: `after` is the document once it ran, as JSON."""
+
+    __slots__ = ("after", "context", "digest", "error", "function", "operation_id", "repeated", "result", "version")
+
+    def __init__(self, function: Callable[[Any], Any], operation_id: str, digest: str = "") -> None:
+        self.function, self.operation_id, self.digest = function, operation_id, digest
+        self.context = copy_context()
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.after = b""
+        self.version: Position | None = None
+        self.repeated = False
+
+    def run(self, schema: Schema[Any], value: Any, encoded: bytes) -> None:
+        """Runs the function on `value`, which is private to it and was decoded from `encoded`."""
+        self.error, self.after = None, encoded
+        try:
+            self.result = self.context.run(self.function, value)
+            if inspect.iscoroutine(self.result):
+                self.result.close()
+                self.error = InvalidInput("the function given to update must not be async: it may run several times")
+                return
+            self.after = schema.encode(value)
+        except Exception as error:  # the caller's own: handed back to the caller
+            self.error = error
+
+
+class Seen:
+    """The documents this process saw last: where `update` starts from. Bounded; being out of date costs one retry."""
+
+    MAX_DOCUMENTS = 16_384
+    MAX_BYTES = 32 * 1024 * 1024
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[bytes, tuple[Held, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: bytes) -> tuple[Held, bytes] | None:
+        return self._held.get(key)
+
+    def put(self, key: bytes, held: Held, encoded: bytes) -> None:
+        self.forget(key)
+        self._held[key] = held, encoded
+        self._bytes += len(encoded)
+        while self._bytes > self.MAX_BYTES or len(self._held) > self.MAX_DOCUMENTS:
+            _, (_, dropped) = self._held.popitem(last=False)
+            self._bytes -= len(dropped)
+
+    def forget(self, key: bytes) -> None:
+        old = self._held.pop(key, None)
+        if old is not None:
+            self._bytes -= len(old[1])
+
+
+def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]) -> Flow[None]:
+    """Runs the calls' functions in order and stores their changes in one write; what came of it is in the calls.
+
+    Raises what concerns all of them: the store's errors, `SchemaMismatch`, `Conflict` after too many races.
+    """
+    known, waiting = seen.get(target.document), list(calls)
+    for race in range(MAX_RACES):
+        fresh = known is None
+        if known is None:
+            held = (yield from call(read(target))).held
+            known = held, schema.join(held.flat)
+        held, encoded = known
+        after = _run_all(schema, waiting, encoded)
+        flat = schema.split(after)
+        sets, drops = diff(held.flat, flat, schema.known)
+        unchanged = not sets and not drops
+        if not fresh and (unchanged or any(one.error for one in waiting)):
+            known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
+            continue
+        if unchanged:
+            return _settle(waiting, held.version)
+        live = [one for one in waiting if one.error is None]
+        seen.forget(target.document)
+        reply = yield from call(
+            write(
+                target,
+                Patch(sets, drops),
+                describe(sets, drops),
+                ids=[one.operation_id for one in live],
+                expect=held.version or ABSENT,
+                ttl_ms=schema.ttl_ms,
+                digest=live[0].digest,
+            )
+        )
+        if isinstance(reply, Stored):
+            kept = {name: value for name, value in held.flat.items() if name.partition(b":")[0] not in schema.known}
+            seen.put(target.document, Held(reply.version, kept | flat), after)
+            return _settle(waiting, reply.version)
+        if isinstance(reply, Refused):
+            known = reply.held, schema.join(reply.held.flat)
+            if race >= _PATIENCE:
+                yield Pause(random.random() * 0.0005 * min(race, 40))
+            continue
+        waiting = yield from _find_done(schema, target, waiting, live, reply)
+        if not waiting:
+            return None
+        known = None
+    raise Conflict(
+        f"{target.name} was changed by others {MAX_RACES} times in a row: call again, or write to it less often"
+    )
+
+
+def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> bytes:
+    """Runs each function on a copy of its own, one after the other; returns the last document."""
+    value = schema.decode(encoded)
+    last = len(calls) - 1
+    for index, one in enumerate(calls):
+        one.run(schema, value, encoded)
+        if one.error is None and one.after != encoded:
+            try:
+                value = schema.validate(one.after)
+            except InvalidValue as error:
+                one.error, one.after = error, encoded
+            else:
+                encoded = one.after
+                continue
+        if index < last:
+            value = schema.decode(encoded)
+    return encoded
+
+
+def _settle(calls: Sequence[Call], version: Position | None) -> None:
+    for one in calls:
+        one.version = version
+
+
+def _find_done(
+    schema: Schema[Any], target: Target, waiting: Sequence[Call], live: Sequence[Call], done: Done
+) -> Flow[list[Call]]:
+    """Some of these operations had been applied: their versions are known; returns the calls that are still to do.
+
+    With an id that omnistate made, it was this very write, its answer lost: the function's result stands. With the
+    caller's own id it may have been an earlier call, so there is no result to give.
+    """
+    present = (yield from call(read(target))).held
+    results = dict(zip((one.operation_id for one in live), done.results, strict=True))
+    left = []
+    for one in waiting:
+        stored = results.get(one.operation_id)
+        if stored is None:
+            left.append(one)
+            continue
+        one.version, one.after = stored.version, schema.join(present.flat)
+        if one.digest:
+            one.result, one.repeated = None, True
+    return left
+
+
+Execute: TypeAlias = Callable[[Command[Any]], Awaitable[Any]]
+_Queue: TypeAlias = "deque[tuple[Schema[Any], Target, Call, asyncio.Future[None]]]"
+
+
+class Combiner:
+    """Lets writers of one document in one process share a write. Documents do not wait for each other."""
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+        self._queues: dict[bytes, _Queue] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.seen = Seen()
+
+    async def update(self, schema: Schema[Any], target: Target, one: Call) -> Written[Any, Any]:
+        """Stores what the call's function changes. Raises the function's own error, or the store's."""
+        queue = self._queues.get(target.document)
+        if one.digest:  # the caller's own operation id: its outcome must not depend on who else is here
+            await run(apply(schema, target, self.seen, [one]), self._execute)
+        elif queue is not None:
+            future = asyncio.get_running_loop().create_future()
+            queue.append((schema, target, one, future))
+            await future
+        else:
+            await self._lead(schema, target, one)
+        if one.error is not None:
+            raise one.error
+        return Written(
+            schema, one.after, one.version, one.version or _NOWHERE, one.result, one.operation_id, repeated=one.repeated
+        )
+
+    async def _lead(self, schema: Schema[Any], target: Target, one: Call) -> None:
+        """The first writer goes alone and at once; who comes meanwhile is served together by a task of its own."""
+        queue: _Queue = deque()
+        self._queues[target.document] = queue
+        try:
+            await run(apply(schema, target, self.seen, [one]), self._execute)
+        finally:
+            if queue:
+                task = asyncio.create_task(self._drain(target.document, queue))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                del self._queues[target.document]
+
+    async def _drain(self, document: bytes, queue: _Queue) -> None:
+        batch: list[tuple[Call, asyncio.Future[None]]] = []
+        try:
+            while queue:
+                schema, target, _, _ = queue[0]
+                batch = []
+                while queue and len(batch) < MAX_BATCH and queue[0][0] is schema and queue[0][1].head == target.head:
+                    _, _, one, future = queue.popleft()
+                    if not future.done():  # cancelled before its turn: it never ran
+                        batch.append((one, future))
+                if batch:
+                    await self._serve(schema, target, batch)
+        finally:
+            for _, future in batch:
+                future.cancel()
+            for _, _, _, future in queue:
+                future.cancel()
+            del self._queues[document]
+
+    async def _serve(self, schema: Schema[Any], target: Target, batch: list[tuple[Call, asyncio.Future[None]]]) -> None:
+        calls = [one for one, _ in batch]
+        try:
+            await run(apply(schema, target, self.seen, calls), self._execute)
+        except AmbiguousWrite as error:
+            for one in calls:
+                one.error = AmbiguousWrite(one.operation_id, str(error.__cause__ or "its answer was lost"))
+        except Exception as error:
+            if len(calls) > 1 and isinstance(error, InvalidInput):  # too large together: each on its own
+                for pair in batch:
+                    await self._serve(schema, target, [pair])
+                return
+            for one in calls:
+                one.error = error
+        for _, future in batch:
+            if not future.done():
+                future.set_result(None)
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,48 @@
+"""Connection, key names, server-side library and log. For the other slices: users import from `omnistate`."""
+
+from omnistate.store._command import Argument, Command, new_operation_id
+from omnistate.store._datadir import default_data_dir, running_url
+from omnistate.store._embedded import EmbeddedServer
+from omnistate.store._feed import Feed, Leave, Listener
+from omnistate.store._flow import Flow, Pause, call, run
+from omnistate.store._inbox import Inbox
+from omnistate.store._keys import Keyspace, LogKeys, decode_id, encode_id
+from omnistate.store._library import library
+from omnistate.store._link import Link
+from omnistate.store._log import LONGEST_LOG, MAX_PAGE, Entry, Page, merged_error, open_log, opening, read_log
+from omnistate.store._position import Position
+from omnistate.store._url import Endpoint, parse_url
+
+__all__ = [
+    "LONGEST_LOG",
+    "MAX_PAGE",
+    "Argument",
+    "Command",
+    "EmbeddedServer",
+    "Endpoint",
+    "Entry",
+    "Feed",
+    "Flow",
+    "Inbox",
+    "Keyspace",
+    "Leave",
+    "Link",
+    "Listener",
+    "LogKeys",
+    "Page",
+    "Pause",
+    "Position",
+    "call",
+    "decode_id",
+    "default_data_dir",
+    "encode_id",
+    "library",
+    "merged_error",
+    "new_operation_id",
+    "open_log",
+    "opening",
+    "parse_url",
+    "read_log",
+    "run",
+    "running_url",
+]

@@ -1,0 +1,44 @@
+"""A call of one server-side function as a value: built and judged without IO."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+Argument = bytes | str | int
+_PREFIX = secrets.token_urlsafe(9)
+_COUNTER = count()
+
+
+def new_operation_id() -> str:
+    """An operation id that no other process uses: 72 random bits of this process and a counter."""
+    return f"{_PREFIX}.{next(_COUNTER):x}"
+
+
+class Command(Generic[T]):
+    """One function call. `parse` turns the reply into a result or raises one of our errors.
+
+    `operation_id` is what makes a retry of a write harmless; a command without one only reads.
+    """
+
+    __slots__ = ("arguments", "function", "keys", "operation_id", "parse")
+
+    def __init__(
+        self,
+        function: str,
+        keys: Sequence[bytes],
+        arguments: Sequence[Argument],
+        parse: Callable[[Any], T],
+        operation_id: str | None = None,
+    ) -> None:
+        self.function = function
+        self.keys = keys
+        self.arguments = arguments
+        self.parse = parse
+        self.operation_id = operation_id
+
+    def __repr__(self) -> str:  # keys and arguments hold customers' data: not for logs
+        return f"<Command {self.function}>"

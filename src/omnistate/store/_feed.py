@@ -1,0 +1,251 @@
+"""Live logs: one subscription per log and process, delivered in order and without gaps.
+
+Pub/sub may lose messages, so it is only the fast path: each message carries its position, and whatever is missing
+(a gap, a new connection, a quiet loss) is read from the log. What the log no longer holds is told to every listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from omnistate.errors import OmnistateError, PositionLost, StoreError
+from omnistate.store._command import Command
+from omnistate.store._connection import Connection, ConnectionLost, pack
+from omnistate.store._keys import LogKeys
+from omnistate.store._link import Link
+from omnistate.store._log import LONGEST_LOG, Entry, open_log, read_log
+from omnistate.store._position import Position
+
+CHECK_EVERY = 40.0  # seconds between looks at quiet logs, and the longest that a lost last message stays unseen
+_WAITING_LIMIT = 10_000
+
+
+class Listener(Protocol):
+    """What is told of a log's new entries, in order, inside the event loop."""
+
+    def on_entry(self, epoch: str, entry: Entry) -> None: ...
+    def on_lost(self) -> None:
+        """Entries are missing for good: read the state again."""
+
+
+Leave = Callable[[], None]
+
+
+class _Topic:
+    """One log as this process sees it: `position` is the newest entry that all listeners have been given."""
+
+    def __init__(self, keys: LogKeys) -> None:
+        self.keys = keys
+        self.listeners: dict[int, Listener] = {}
+        self.position: Position | None = None
+        self.waiting: list[tuple[str, Entry]] = []
+        self.repair: asyncio.Task[None] | None = None
+        self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, epoch: str, entry: Entry) -> bool:
+        """Gives the entry to all if it is the next one. False: something is missing before it."""
+        position = self.position
+        if position is None or position.epoch != epoch or entry.offset > position.offset + 1:
+            return False
+        if entry.offset == position.offset + 1:
+            self.position = Position(epoch, entry.offset)
+            for listener in list(self.listeners.values()):
+                listener.on_entry(epoch, entry)
+        return True
+
+    def lose(self, current: Position) -> None:
+        self.position = current
+        for listener in list(self.listeners.values()):
+            listener.on_lost()
+
+
+class Feed:
+    """The live logs of one process. Two connections serve any number of logs and listeners."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._topics: dict[bytes, _Topic] = {}
+        self._asked: dict[bytes, int] = {}  # subscriptions sent and not confirmed yet, per topic
+        self._subscriber: _Subscriber | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._checker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def join(self, keys: LogKeys, listener: Listener) -> Leave:
+        """Tells `listener` every entry written after this returns; returns how to stop. Two round trips when first."""
+        topic = self._topics.get(keys.topic)
+        if topic is None:
+            topic = self._topics[keys.topic] = _Topic(keys)
+            self._start()
+            self._subscribe([keys.topic])
+        token = id(listener)
+        topic.listeners[token] = listener
+
+        def leave() -> None:
+            if topic.listeners.pop(token, None) is not None and not topic.listeners:
+                self._drop(topic)
+
+        try:
+            await asyncio.shield(topic.joined)
+        except BaseException:
+            leave()
+            raise
+        return leave
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = [task for task in (self._keeper, self._checker) if task is not None]
+        tasks += [topic.repair for topic in self._topics.values() if topic.repair is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._subscriber is not None:
+            self._subscriber.close()
+        for topic in self._topics.values():
+            topic.joined.cancel()
+        self._topics.clear()
+
+    def _start(self) -> None:
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+            self._checker = asyncio.create_task(self._check())
+
+    def _drop(self, topic: _Topic) -> None:
+        name = topic.keys.topic
+        if self._topics.get(name) is topic:
+            del self._topics[name]
+            if self._subscriber is not None:
+                self._subscriber.say("SUNSUBSCRIBE", name)
+        if topic.repair is not None:
+            topic.repair.cancel()
+        topic.joined.cancel()
+
+    def _subscribe(self, names: list[bytes]) -> None:
+        if self._subscriber is None:
+            return  # the keeper subscribes to everything once it has a connection
+        for name in names:
+            self._asked[name] = self._asked.get(name, 0) + 1
+            self._subscriber.say("SSUBSCRIBE", name)
+
+    async def _keep(self) -> None:
+        """Holds a subscriber connection; after each reconnect everything is subscribed and read again."""
+        pause = 0.02
+        while not self._closed:
+            try:
+                connection = await self._link.dial()
+            except (OSError, ConnectionLost, StoreError):
+                await asyncio.sleep(pause * (0.5 + random.random()))
+                pause = min(pause * 2, 1.0)
+                continue
+            pause = 0.02
+            self._asked.clear()
+            self._subscriber = _Subscriber(connection, self._on_message)
+            self._subscribe(list(self._topics))
+            await self._subscriber.watch()
+            self._subscriber = None
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_EVERY * (0.5 + random.random() / 2))
+            for topic in list(self._topics.values()):
+                if topic.position is not None and topic.repair is None:
+                    self._repair(topic)
+                    await asyncio.sleep(0.001)
+
+    def _on_message(self, message: list[Any]) -> None:
+        kind, name = message[0], message[1]
+        topic = self._topics.get(name)
+        if kind == b"ssubscribe":
+            left = self._asked.get(name, 1) - 1
+            self._asked[name] = left
+            if left <= 0:
+                self._asked.pop(name, None)
+                if topic is not None:
+                    self._repair(topic)
+        elif kind == b"smessage" and topic is not None:
+            epoch, offset, event = message[2].split(b" ", 2)
+            self._on_entry(topic, epoch.decode(), Entry(int(offset), event))
+
+    def _on_entry(self, topic: _Topic, epoch: str, entry: Entry) -> None:
+        if topic.repair is None and topic.deliver(epoch, entry):
+            return
+        topic.waiting.append((epoch, entry))
+        if len(topic.waiting) > _WAITING_LIMIT:
+            del topic.waiting[:]  # the repair reads them from the log
+        if topic.repair is None and topic.position is not None:
+            self._repair(topic)
+
+    def _repair(self, topic: _Topic) -> None:
+        if topic.repair is not None:
+            topic.repair.cancel()
+        topic.repair = asyncio.create_task(self._catch_up(topic))
+
+    async def _catch_up(self, topic: _Topic) -> None:
+        """Reads what is missing. Ends with the topic contiguous and nothing waiting."""
+        pause = 0.02
+        while True:
+            try:
+                if topic.position is None:
+                    topic.position = await self._execute(open_log(topic.keys))
+                else:
+                    page = await self._execute(read_log(topic.keys, topic.position, limit=LONGEST_LOG))
+                    for entry in page.entries:
+                        topic.deliver(page.epoch, entry)
+            except PositionLost as lost:
+                topic.lose(lost.current)
+            except StoreError:
+                await asyncio.sleep(pause * (0.5 + random.random()))
+                pause = min(pause * 2, 1.0)
+                continue
+            except OmnistateError as error:  # merged away: nothing more will come
+                if not topic.joined.done():
+                    topic.joined.set_exception(error)
+                else:
+                    topic.lose(topic.position or Position("", 0))
+                topic.repair = None
+                return
+            waiting, topic.waiting = topic.waiting, []
+            if all(topic.deliver(epoch, entry) for epoch, entry in waiting):
+                break
+        topic.repair = None
+        if not topic.joined.done():
+            topic.joined.set_result(None)
+
+    async def _execute(self, command: Command[Any]) -> Any:
+        return await self._link.execute(command)
+
+
+class _Subscriber:
+    """A connection in subscriber mode: whatever arrives is a message, and silence is answered with a ping."""
+
+    PING_EVERY = 5.0
+
+    def __init__(self, connection: Connection, on_message: Callable[[list[Any]], None]) -> None:
+        self._connection = connection
+        self._heard = asyncio.get_running_loop().time()
+        self._on_message = on_message
+        connection.listen(self._receive)
+
+    def say(self, *words: str | bytes) -> None:
+        self._connection.write(pack(*words))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    async def watch(self) -> None:
+        """Returns when the connection is gone or silent for too long."""
+        loop = asyncio.get_running_loop()
+        while not self._connection.closed.done():
+            await asyncio.wait([self._connection.closed], timeout=self.PING_EVERY)
+            if loop.time() - self._heard > 2.5 * self.PING_EVERY:
+                self._connection.close("the subscription is silent")
+            elif not self._connection.closed.done():
+                self.say("PING")
+
+    def _receive(self, message: Any) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if isinstance(message, list):
+            self._on_message(message)

@@ -1,0 +1,44 @@
+"""A log's entries for one reader that takes them at its own speed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from omnistate.store._keys import LogKeys
+from omnistate.store._link import Link
+from omnistate.store._log import LONGEST_LOG, Entry, read_log
+from omnistate.store._position import Position
+
+
+class Inbox:
+    """Collects a log's entries for one reader. When the reader is slow it drops them, and reads them from the log later."""
+
+    LIMIT = LONGEST_LOG
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._overflown = False
+        self._arrived = asyncio.Event()
+
+    def on_entry(self, epoch: str, entry: Entry) -> None:  # noqa: ARG002 - the feed tells a new epoch by on_lost
+        if len(self._entries) >= self.LIMIT:
+            self._overflown = True
+            self._entries.clear()
+        self._entries.append(entry)
+        self._arrived.set()
+
+    def on_lost(self) -> None:
+        self._overflown = True
+        self._arrived.set()
+
+    async def take(self, link: Link, log: LogKeys, position: Position) -> list[Entry]:
+        """The entries after `position`, at least one, without a gap. Raises `PositionLost`."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            entries, self._entries = [entry for entry in self._entries if entry.offset > position.offset], []
+            if self._overflown or (entries and entries[0].offset != position.offset + 1):
+                self._overflown = False
+                entries = (await link.execute(read_log(log, position, limit=LONGEST_LOG))).entries
+            if entries:
+                return entries

@@ -1,0 +1,96 @@
+"""How keys are spelled: the only module that knows.
+
+    omni:<tenant>:{c.<customer>}:<what>        everything of one customer, in one cluster slot
+    omni:<tenant>:{q.<queue>}:<what>           a queue
+    omni:<tenant>:{i.<digest>}:identity        which customer an identity points to
+
+Ids come from outside, so every byte that has a meaning in a key, a hash tag, an ACL pattern or a MATCH pattern is
+percent-encoded. What is left is `[A-Za-z0-9_%-]`, so two ids never make one key and no id moves a key to another slot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from omnistate.errors import InvalidId
+
+MAX_ID_BYTES = 256
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,256}")
+
+
+def encode_id(text: str, what: str = "id") -> str:
+    """`text` as a part of a key. Raises `InvalidId` when empty, over 256 bytes of UTF-8, or not encodable."""
+    if not isinstance(text, str):
+        raise InvalidId(f"{what} must be a str, not {type(text).__name__}")
+    if _PLAIN.fullmatch(text):
+        return text
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidId(f"{what} holds a lone surrogate, which is not text: use valid Unicode") from None
+    if not text:
+        raise InvalidId(f"{what} is empty")
+    if size > MAX_ID_BYTES:
+        raise InvalidId(f"{what} is {size:,} bytes long, the limit is {MAX_ID_BYTES}")
+    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def decode_id(part: str) -> str:
+    """The id that `encode_id` spelled as `part`."""
+    return unquote(part)
+
+
+@dataclass(frozen=True, slots=True)
+class LogKeys:
+    """The keys of one log and of what is written in one call with it. `topic` is its pub/sub name."""
+
+    prefix: bytes
+    meta: bytes
+    log: bytes
+    operations: tuple[bytes, bytes]
+    written: tuple[bytes, ...]  # declared by every write, in this order
+
+    @property
+    def topic(self) -> bytes:
+        """Sharded pub/sub names and keys are spaces of their own, and hash to slots alike: one spelling serves both."""
+        return self.log
+
+    def key(self, *parts: str) -> bytes:
+        """A further key in this slot. The parts are words of ours or already encoded ids."""
+        return self.prefix + ":".join(parts).encode()
+
+
+def _log_keys(tenant: str, tag: str) -> LogKeys:
+    prefix = f"omni:{tenant}:{{{tag}}}:".encode()
+    meta, log = prefix + b"meta", prefix + b"log"
+    operations = (prefix + b"ops:0", prefix + b"ops:1")
+    return LogKeys(prefix, meta, log, operations, (meta, log, *operations))
+
+
+class Keyspace:
+    """The keys of one tenant."""
+
+    __slots__ = ("_identity_secret", "_tenant")
+
+    def __init__(self, tenant: str, *, identity_secret: bytes = b"") -> None:
+        self._tenant = encode_id(tenant, "tenant")
+        self._identity_secret = identity_secret[:64]
+
+    def customer(self, customer: str) -> LogKeys:
+        return _log_keys(self._tenant, "c." + encode_id(customer, "customer id"))
+
+    def queue(self, queue: str) -> LogKeys:
+        return _log_keys(self._tenant, "q." + encode_id(queue, "queue name"))
+
+    def identity(self, channel: str, address: str) -> tuple[bytes, str]:
+        """The key of an identity, and its digest. Addresses are personal, so only a keyed hash of one is in a name."""
+        encode_id(channel, "channel")
+        encode_id(address, "address")
+        digest = hashlib.blake2b(digest_size=16, key=self._identity_secret)
+        for part in (channel.encode(), address.encode()):
+            digest.update(len(part).to_bytes(4, "big") + part)
+        name = digest.hexdigest()
+        return f"omni:{self._tenant}:{{i.{name}}}:identity".encode(), name
