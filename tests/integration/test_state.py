@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 
 import pytest
-from shop import Cart, Profile
 
 import omnistate
 from omnistate import ABSENT, Client, Position
+from shop import Cart, Profile
 
 
 async def test_an_unwritten_state_is_the_default_at_version_zero(omni: Client) -> None:

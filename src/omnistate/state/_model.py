@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import timedelta
 from enum import Enum
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast, dataclass_transform
+from typing import Any, ClassVar, Generic, TypeVar, cast, dataclass_transform
 
 import msgspec
 
@@ -32,7 +32,7 @@ _LONGEST_TTL = timedelta(days=3650)
 class StateMeta(msgspec.StructMeta):
     """Adds `ttl=`, `name=` and `channels=` to a struct's keywords. No type checker sees them: they are checked here."""
 
-    def __new__(
+    def __new__(  # noqa: PYI034 - Self is not allowed in a metaclass
         mcls,
         class_name: str,
         bases: tuple[type, ...],
@@ -42,7 +42,7 @@ class StateMeta(msgspec.StructMeta):
         name: str | None = None,
         channels: Collection[str] | None = None,
         **options: Any,
-    ) -> Self:
+    ) -> StateMeta:
         cls = super().__new__(mcls, class_name, bases, namespace, **options)
         if any(isinstance(base, StateMeta) for base in bases):
             _declare(cls, name or class_name, ttl, channels)

@@ -64,7 +64,7 @@ class Schema(Generic[S]):
             raise ValueTooDeep(self.name, limit=MAX_DEPTH) from None
         except (TypeError, ValueError, UnicodeEncodeError) as error:
             raise InvalidValue(f"{self.name} cannot be stored: {error}") from error
-        self.check_depth(encoded)
+        check_depth(self.name, encoded)
         return encoded
 
     def validate(self, encoded: bytes) -> S:
@@ -80,10 +80,6 @@ class Schema(Generic[S]):
             return self._decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SchemaMismatch(f"the stored {self.name} cannot be read as its class: {error}") from error
-
-    def check_depth(self, encoded: bytes) -> None:
-        if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _depth(encoded) > MAX_DEPTH:
-            raise ValueTooDeep(self.name, limit=MAX_DEPTH)
 
     # JSON <-> hash fields
 
@@ -170,7 +166,7 @@ class Schema(Generic[S]):
             raise ValueTooDeep(self.name, limit=MAX_DEPTH) from None
         except (TypeError, ValueError) as error:
             raise InvalidValue(f"{self.name} cannot be stored: {error}") from error
-        self.check_depth(encoded)
+        check_depth(self.name, encoded)
         return _encode(self._only(self.validate(encoded), values))
 
     def _only(self, value: S, names: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +181,12 @@ class Schema(Generic[S]):
 def _member(field: bytes, part: bytes | list[bytes]) -> bytes:
     value = b"{" + b",".join(part) + b"}" if type(part) is list else part
     return b'"' + field + b'":' + value  # type: ignore[operator]
+
+
+def check_depth(what: str, encoded: bytes) -> None:
+    """Raises `ValueTooDeep` for JSON that nests deeper than the limit; looks closely only where it could."""
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _depth(encoded) > MAX_DEPTH:
+        raise ValueTooDeep(what, limit=MAX_DEPTH)
 
 
 def _depth(encoded: bytes) -> int:

@@ -229,8 +229,8 @@ async def _ended(process: subprocess.Popen[bytes]) -> None:
     try:
         descriptor = os.pidfd_open(process.pid)
     except (AttributeError, OSError):
-        while process.poll() is None:
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - there is nothing to be woken by
+        while process.poll() is None:  # noqa: ASYNC110 - there is nothing to be woken by
+            await asyncio.sleep(0.05)
         return
     gone = loop.create_future()
     loop.add_reader(descriptor, lambda: None if gone.done() else gone.set_result(None))

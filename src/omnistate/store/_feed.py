@@ -95,6 +95,12 @@ class Feed:
             raise
         return leave
 
+    def position(self, keys: LogKeys) -> Position:
+        """The newest entry of a joined log that its listeners have been given."""
+        position = self._topics[keys.topic].position
+        assert position is not None
+        return position
+
     async def close(self) -> None:
         self._closed = True
         tasks = [task for task in (self._keeper, self._checker) if task is not None]

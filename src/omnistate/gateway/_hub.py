@@ -1,0 +1,106 @@
+"""Fan-out: each log is followed once per process, each publication is encoded and framed once for all its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from omnistate.gateway._wire import publication_push, text_frame
+from omnistate.store import Entry, Feed, Leave, LogKeys, Position
+
+
+class _Head(msgspec.Struct):
+    """What of an event decides who may see it."""
+
+    type: str = ""
+    state: str | None = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+class Publication:
+    """One event for the clients of a topic: its bytes are shared, its head is decoded when somebody asks."""
+
+    __slots__ = ("_framed", "_head", "_topic", "event", "offset")
+
+    def __init__(self, topic: str, offset: int, event: bytes) -> None:
+        self._topic, self.offset, self.event = topic, offset, event
+        self._head: _Head | None = None
+        self._framed: bytes | None = None
+
+    @property
+    def state(self) -> str | None:
+        """The state that the event is about, if it is about one."""
+        if self._head is None:
+            self._head = _decode_head(self.event)
+        return self._head.state
+
+    @property
+    def framed(self) -> bytes:
+        if self._framed is None:
+            self._framed = text_frame(publication_push(self._topic, self.event, self.offset))
+        return self._framed
+
+
+Visible = Callable[[Publication], bool]
+
+
+class Subscriber(Protocol):
+    def deliver(self, epoch: str, publication: Publication) -> None: ...
+    def lose(self) -> None: ...
+
+
+class _Topic:
+    """A listener of the store's feed that serves all subscribers of one topic."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.subscribers: dict[Subscriber, None] = {}
+        self.leave: Leave | None = None
+
+    def on_entry(self, epoch: str, entry: Entry) -> None:
+        publication = Publication(self.name, entry.offset, entry.event)
+        for subscriber in list(self.subscribers):
+            subscriber.deliver(epoch, publication)
+
+    def on_lost(self) -> None:
+        for subscriber in list(self.subscribers):
+            subscriber.lose()
+
+
+class Hub:
+    """The topics that clients of this process follow."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._topics: dict[str, _Topic] = {}
+
+    async def join(self, name: str, keys: LogKeys, subscriber: Subscriber) -> tuple[Position, Leave]:
+        """The position from which on the subscriber is given everything, and how it stops."""
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = _Topic(name)
+        topic.subscribers[subscriber] = None
+        try:
+            leave = await self._feed.join(keys, topic)
+        except BaseException:
+            self._drop(topic, subscriber)
+            raise
+        if topic.leave is None:
+            topic.leave = leave
+        position = self._feed.position(keys)
+
+        def stop() -> None:
+            self._drop(topic, subscriber)
+
+        return position, stop
+
+    def _drop(self, topic: _Topic, subscriber: Subscriber) -> None:
+        topic.subscribers.pop(subscriber, None)
+        if not topic.subscribers and self._topics.get(topic.name) is topic:
+            del self._topics[topic.name]
+            if topic.leave is not None:
+                topic.leave()
