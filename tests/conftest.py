@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import socket
@@ -17,17 +16,8 @@ from pathlib import Path
 import pytest
 
 import omnistate
+from machine import missing
 from omnistate.store._binary import find_binary
-
-CI = os.environ.get("CI") == "true"
-
-
-def missing(what: str, how: str) -> None:
-    """A tool of the machine is not there: a failure in CI, else a skip that says how to get it."""
-    message = f"{what} is missing: {how}"
-    if CI:
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def free_port() -> int:

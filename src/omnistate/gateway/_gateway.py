@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from omnistate import Client, Denied
@@ -10,7 +11,7 @@ from omnistate.gateway._auth import Peer, Tokens
 from omnistate.gateway._connection import Access, ClientConnection, Limits
 from omnistate.gateway._hub import Hub, Publication, Visible
 from omnistate.gateway._operations import Operations
-from omnistate.gateway._wire import UNKNOWN_TOPIC
+from omnistate.gateway._wire import METHOD_NOT_FOUND, UNKNOWN_TOPIC
 from omnistate.store import Page, Position, read_log
 
 
@@ -58,7 +59,13 @@ class Gateway:
         return await self.client.services.link.execute(read_log(access.keys, after))
 
     async def rpc(self, peer: Peer, method: str, data: bytes) -> bytes:
+        if method not in self.operations.methods and method not in self.app.actions:
+            raise METHOD_NOT_FOUND
         return await self.operations.call(peer, method, data)
+
+    async def until_closed(self) -> None:
+        """Waits for ever: whoever serves cancels it."""
+        await asyncio.Event().wait()
 
     def _visible_to(self, peer: Peer) -> Visible:
         """A state's events go to the channels that may read it; identities and sessions are for agents only."""

@@ -74,6 +74,15 @@ class Schema(Generic[S]):
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidValue(f"{self.name}: {error}") from error
 
+    def parse(self, text: bytes) -> S:
+        """A value from somebody's JSON, where a field that the class does not have is an error."""
+        check_depth(self.name, text)
+        value = self.validate(text)
+        for field in msgspec.json.decode(text):
+            if all(field != known.encode_name for known in self.fields.values()):
+                self.field(field)
+        return value
+
     def decode(self, encoded: bytes) -> S:
         """The stored value. Raises `SchemaMismatch` when it no longer fits the class."""
         try:

@@ -1,5 +1,6 @@
 """Connection, key names, server-side library and log. For the other slices: users import from `omnistate`."""
 
+from omnistate.store._binary import find_binary
 from omnistate.store._command import Argument, Command, new_operation_id
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._embedded import EmbeddedServer
@@ -36,6 +37,7 @@ __all__ = [
     "decode_id",
     "default_data_dir",
     "encode_id",
+    "find_binary",
     "library",
     "merged_error",
     "new_operation_id",
