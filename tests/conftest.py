@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 import omnistate
 from machine import missing
@@ -110,6 +111,14 @@ def connect(url: str, tenant: str) -> Connect:
 async def omni(connect: Connect) -> AsyncIterator[omnistate.Client]:
     async with connect() as client:
         yield client
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[Redis]:
+    """Another client, to look at and to disturb what is stored."""
+    client = Redis.from_url(url)
+    yield client
+    client.close()
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -10,6 +12,7 @@ import msgspec
 
 from omnistate.errors import Conflict
 from omnistate.state._commands import (
+    Done,
     Held,
     Patch,
     Read,
@@ -17,6 +20,7 @@ from omnistate.state._commands import (
     Reply,
     Stored,
     Target,
+    Wait,
     delete,
     describe,
     read,
@@ -28,6 +32,7 @@ from omnistate.state._schema import Flat, Schema
 from omnistate.state._update import Call, Combiner
 from omnistate.store import (
     LONGEST_LOG,
+    Command,
     Entry,
     Feed,
     Inbox,
@@ -43,6 +48,7 @@ from omnistate.store import (
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_MOST_TURNS = 1000
 _json = msgspec.json.Encoder().encode
 
 
@@ -217,7 +223,7 @@ class StateHandle(Generic[AnyState]):
             digest=digest,
             tail=tail,
         )
-        return int(self._written(await self._services.link.execute(command)).sums[0])
+        return int(self._written(await self._execute(command)).sums[0])
 
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
         """The value now, then every change, as long as you iterate.
@@ -297,7 +303,16 @@ class StateHandle(Generic[AnyState]):
             ttl_ms=self._schema.ttl_ms,
             digest=digest,
         )
-        return self._written(await self._services.link.execute(command)).version
+        return self._written(await self._execute(command)).version
+
+    async def _execute(self, command: Command[Reply]) -> Reply:
+        """Waits while it is another writer's turn: a few milliseconds, and only on a document that is fought over."""
+        for _ in range(_MOST_TURNS):
+            reply = await self._services.link.execute(command)
+            if not isinstance(reply, Wait):
+                return reply
+            await asyncio.sleep(random.random() * 0.002)
+        raise Conflict(f"{self._target.name} is written by too many others: call again, or write to it less often")
 
     def _written(self, reply: Reply) -> Stored:
         self._services.combiner.seen.forget(self._target.document)
@@ -305,6 +320,7 @@ class StateHandle(Generic[AnyState]):
             return reply
         if isinstance(reply, Refused):
             raise self._conflict(reply)
+        assert isinstance(reply, Done)
         stored = reply.results[0]
         assert stored is not None
         return stored

@@ -51,9 +51,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The precondition did not hold: this is the document now."""
+    """The precondition did not hold, or it is another writer's turn: this is the document now."""
 
     held: Held
+    is_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,11 @@ class Done:
     results: list[Stored | None]
 
 
-Reply = Stored | Refused | Done
+class Wait:
+    """It is the turn of a writer that has waited long: try again in a moment."""
+
+
+Reply = Stored | Refused | Done | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,14 @@ def write(
     ttl_ms: int = 0,
     digest: str = "",
     tail: bytes = b"",
+    turn: str = "",
 ) -> Command[Reply]:
-    """`event` follows the target's head; `tail` follows the sum of a step."""
+    """`event` follows the target's head; `tail` follows the sum of a step. `turn` asks for the next turn if refused."""
     if len(patch.sets) + len(patch.drops) > MAX_FIELDS:
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    arguments: list[Argument] = [len(ids), *ids, digest, LONGEST_LOG, target.entry, _expected(expect)]
+    arguments: list[Argument] = [len(ids), *ids, digest, LONGEST_LOG, target.entry, _expected(expect), turn]
     arguments += ("replace" if patch.replace else "patch", ttl_ms, MAX_BYTES, CODEC, target.head + event, tail)
     arguments.append(2 * len(patch.sets))
     for item in patch.sets.items():
@@ -116,6 +122,8 @@ def write(
         word = reply[0]
         if word == b"ok":
             return _stored(reply[1])
+        if word == b"wait":
+            return Wait()
         if word == b"large":
             raise ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
         if word == b"not_integer":
@@ -151,7 +159,7 @@ def _stored(header: bytes) -> Stored:
 def _not_written(target: Target, reply: list[Any]) -> Reply:
     word = reply[0]
     if word == b"conflict":
-        return Refused(_held(reply[1]))
+        return Refused(_held(reply[1]), reply[2] == b"turn")
     if word == b"done":
         return Done([_stored(result) if result else None for result in reply[1:]])
     if word == b"reused":

@@ -19,11 +19,11 @@ from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValu
 from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, describe, diff, read, write
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Schema
-from omnistate.store import Command, Flow, Pause, Position, call, run
+from omnistate.store import Command, Flow, Pause, Position, call, new_operation_id, run
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
 MAX_BATCH = 128  # callers that share one write
-_PATIENCE = 4  # races that are retried at once; later ones wait a little, a random time each
+_PATIENCE = 10  # races that are simply tried again; then a turn is asked for
 _NOWHERE = Position("", 0)
 
 
@@ -87,7 +87,7 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
 
     Raises what concerns all of them: the store's errors, `SchemaMismatch`, `Conflict` after too many races.
     """
-    known, waiting = seen.get(target.document), list(calls)
+    known, waiting, turn = seen.get(target.document), list(calls), ""
     for race in range(MAX_RACES):
         fresh = known is None
         if known is None:
@@ -114,6 +114,7 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
                 expect=held.version or ABSENT,
                 ttl_ms=schema.ttl_ms,
                 digest=live[0].digest,
+                turn=turn,
             )
         )
         if isinstance(reply, Stored):
@@ -123,8 +124,11 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
         if isinstance(reply, Refused):
             known = reply.held, schema.join(reply.held.flat)
             if race >= _PATIENCE:
-                yield Pause(random.random() * 0.0005 * min(race, 40))
+                turn = turn or new_operation_id()  # whoever lost so often is let through next
+            if reply.is_turn:
+                yield Pause(random.random() * 0.001)
             continue
+        assert isinstance(reply, Done)  # a write that names a version is never told to wait
         waiting = yield from _find_done(schema, target, waiting, live, reply)
         if not waiting:
             return None

@@ -2,8 +2,8 @@
 -- Values are opaque bytes. The index is a set that names the documents of a log's owner, for merge, export and erasure; an
 -- expired document may still be named there. Header: "<offset> <epoch> <bytes> <codec> <class version>".
 
-local function refused(document)
-  return {'conflict', redis.call('HGETALL', document)}
+local function refused(document, reason)
+  return {'conflict', redis.call('HGETALL', document), reason or 'version'}
 end
 
 -- expected: '*' any, '-' absent, or "<offset> <epoch>", the version that the document must have.
@@ -11,6 +11,21 @@ local function meets(header, expected)
   if expected == '*' then return true end
   if expected == '-' then return not header end
   return header and string.sub(header, 1, #expected + 1) == expected .. ' '
+end
+
+-- Turns: a writer that has lost several races may keep others off the document for a moment, so that none starves. A turn
+-- is no lock that correctness rests on: it ends by itself, and a clock that was set back makes it void.
+local TURN = 50  -- milliseconds
+
+local function others_turn(log, entry, token)
+  if not log.turn then return false end
+  local what, whose, ends = string.match(log.turn, '^(%S+) (%S+) (%d+)$')
+  local left = tonumber(ends) - log.now
+  return what == entry and whose ~= token and left > 0 and left <= TURN
+end
+
+local function give_turn(log, entry, token)
+  if token ~= '' then redis.call('HSET', log.keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(log.now + TURN)) end
 end
 
 -- Reads `count` arguments from `at`; returns them and the index after them.
@@ -68,18 +83,21 @@ end
 
 -- state_write: patch or replace a document
 -- keys: the log's four, document, index of documents
--- arguments: (open), index entry, expected, 'patch' | 'replace', ttl in ms or 0, most bytes,
+-- arguments: (open), index entry, expected, turn token or '', 'patch' | 'replace', ttl in ms or 0, most bytes,
 --   codec and class version, event head, event tail, sets (field, value ...), drops (field ...),
 --   steps (field, amount, event text ...)
--- reply: {"ok", header and, with steps, a line for each sum} | {"conflict", document} | {"done", header...} | {"large", bytes} | {"not_integer", field}
+-- reply: {"ok", header and, with steps, a line for each sum} | {"conflict", document, "version" | "turn"} | {"done", header...} | {"large", bytes} | {"not_integer", field}
+--   {"wait"}: it is another writer's turn
 local function state_write(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
   local document, entry, at = keys[5], args[log.at], log.at + 1
-  local expected, replace, ttl, most = args[at], args[at + 1] == 'replace', tonumber(args[at + 2]), tonumber(args[at + 3])
-  local kind, event, tail = args[at + 4], {args[at + 5]}, args[at + 6]
+  local expected, token, replace = args[at], args[at + 1], args[at + 2] == 'replace'
+  local ttl, most = tonumber(args[at + 3]), tonumber(args[at + 4])
+  local kind, event, tail = args[at + 5], {args[at + 6]}, args[at + 7]
+  if others_turn(log, entry, token) then return expected == '*' and {'wait'} or refused(document, 'turn') end
   local sets, drops, steps
-  sets, at = take(args, at + 7)
+  sets, at = take(args, at + 8)
   drops, at = take(args, at)
   steps = take(args, at)
 
@@ -87,7 +105,10 @@ local function state_write(keys, args)
   local names, old
   if replace then old = {redis.call('HGET', document, '@')} else names, old = before(document, sets, drops, steps) end
   local header = old[1]
-  if not meets(header, expected) then return refused(document) end
+  if not meets(header, expected) then
+    give_turn(log, entry, token)
+    return refused(document)
+  end
   if #steps > 0 then
     local fine, bad = add_up(names, old, sets, drops, steps, event)
     if not fine then return {'not_integer', bad} end
@@ -105,6 +126,7 @@ local function state_write(keys, args)
   if #drops > 0 then redis.call('HDEL', document, unpack(drops)) end
   if ttl > 0 then redis.call('PEXPIRE', document, ttl) end
   if not old[1] then redis.call('SADD', keys[6], entry) end
+  if token ~= '' then redis.call('HDEL', keys[1], 'turn') end
   for i = count + 2, #sets, 2 do header = header .. '\n' .. sets[i] end
   return commit(log, header)
 end

@@ -171,7 +171,8 @@ class Link:
         finally:
             self._waiting -= 1
             if self._waiting == 0 and not task.done():
-                task.cancel()
+                task.cancel()  # it ends later; who comes meanwhile starts another
+                self._connecting = None
 
     async def _reconnect(self) -> Connection:
         """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""

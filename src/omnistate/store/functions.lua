@@ -53,12 +53,13 @@ local function open(keys, args, merged_too)
   local digest = args[count + 2]
   local repeated = find_operations(keys, ids, digest)
   if repeated then return nil, repeated end
-  local meta = redis.call('HMGET', keys[1], 'epoch', 'offset', 'into', 'generation', 'keep', 'log_keep')
+  local meta = redis.call('HMGET', keys[1], 'epoch', 'offset', 'into', 'generation', 'keep', 'log_keep', 'turn')
   if meta[3] and not merged_too then return nil, {'merged', meta[3]} end
   return {
     keys = keys, ids = ids, digest = digest, longest = tonumber(args[count + 3]), at = count + 4,
     now = milliseconds(), fresh = not meta[1], epoch = meta[1] or new_epoch(), offset = tonumber(meta[2] or 0),
     generation = tonumber(meta[4] or 0), keep = tonumber(meta[5] or 0), log_keep = tonumber(meta[6] or 0),
+    turn = meta[7],
   }
 end
 

@@ -1,0 +1,173 @@
+"""Replies that never come: every write is applied once, and what stays unknown is said."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import omnistate
+from omnistate import CUSTOMER
+from proxy import Proxy
+from shop import Cart
+
+
+@pytest.fixture
+async def proxy(request: pytest.FixtureRequest, valkey: Any) -> AsyncIterator[Proxy]:
+    async with Proxy(valkey.port) as made:
+        yield made
+
+
+@pytest.fixture
+def url(proxy: Proxy) -> str:
+    return proxy.url
+
+
+async def test_a_write_whose_reply_was_lost_is_applied_once(omni: omnistate.Client, proxy: Proxy) -> None:
+    cart = omni.customer("ana").state(Cart)
+    for number in range(1, 21):
+        proxy.lose_next_reply_to = b"_state_write"
+        assert await cart.increment("visits") == number
+    assert proxy.lost == 20
+    assert (await cart.get()).visits == 20
+
+
+async def test_an_update_whose_reply_was_lost_is_applied_once_and_keeps_its_result(
+    omni: omnistate.Client, proxy: Proxy
+) -> None:
+    cart = omni.customer("ana").state(Cart)
+    for number in range(1, 21):
+        proxy.lose_next_reply_to = b"_state_write"
+        written = await cart.update(Cart.add, "cup")
+        assert (written.result, written.value.items) == (number, {"cup": number})
+    assert (await cart.get()).items == {"cup": 20}
+
+
+async def test_shared_writes_with_lost_replies_lose_and_double_nothing(omni: omnistate.Client, proxy: Proxy) -> None:
+    cart = omni.customer("ana").state(Cart)
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        while proxy.lost < 12:
+            if proxy.lose_next_reply_to is None and written % 40 == 0:
+                proxy.lose_next_reply_to = b"_state_write"
+            await cart.update(Cart.add, "cup")
+            written += 1
+
+    await asyncio.gather(*(write() for _ in range(16)))
+    proxy.lose_next_reply_to = None
+    assert (await cart.get()).items == {"cup": written}
+
+
+@pytest.mark.parametrize("function", [b"_conversation_start", b"_conversation_say", b"_conversation_hand_off", b"_queue_put",
+                                      b"_queue_lease", b"_conversation_take", b"_queue_settle", b"_identity_claim",
+                                      b"_customer_note", b"_identity_point", b"_customer_freeze", b"_customer_empty",
+                                      b"_session_start", b"_state_delete"])  # fmt: skip
+async def test_every_flow_survives_a_lost_reply_at_every_step(
+    omni: omnistate.Client, proxy: Proxy, function: bytes
+) -> None:
+    async def lossy(work: Any) -> Any:
+        proxy.lose_next_reply_to = function
+        return await work
+
+    ana = await lossy(omni.identify("web", "ana"))
+    phone = await lossy(omni.identify("whatsapp", "ana"))
+    await phone.state(Cart).update(Cart.add, "cup", 2)
+    await lossy(ana.merge(phone))
+    assert (await ana.state(Cart).get()).items == {"cup": 2}
+    talk = await lossy(ana.start_conversation("web"))
+    await lossy(talk.say(CUSTOMER, "one"))
+    await lossy(talk.hand_off("agents"))
+    claimed = await lossy(omni.queue("agents").claim("maria"))
+    assert claimed is not None
+    assert await omni.queue("agents").depth() == 0
+    assert (await talk.owner()).epoch == 3
+    assert [one.text for one in await talk.messages()] == ["one"]
+    session = await lossy(ana.start_session("web"))
+    await session.touch()
+    assert await lossy(ana.state(Cart).delete())
+    assert proxy.lost >= 1
+
+
+async def test_what_stays_unknown_is_said_and_can_be_asked_again(proxy: Proxy, tenant: str) -> None:
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(milliseconds=400)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup")
+        proxy.silent = True
+        with pytest.raises(omnistate.AmbiguousWrite) as caught:
+            await cart.increment("visits", operation_id="visit-1")
+        assert caught.value.operation_id == "visit-1"
+        proxy.silent = False
+        assert await cart.increment("visits", operation_id="visit-1") == 1
+        assert (await cart.get()).visits == 1
+
+
+async def test_a_read_without_an_answer_is_unavailable_within_the_deadline(proxy: Proxy, tenant: str) -> None:
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(milliseconds=400)) as omni:
+        proxy.silent = True
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(omnistate.StoreUnavailable):
+            await omni.customer("ana").state(Cart).get()
+        assert asyncio.get_running_loop().time() - began < 2
+        proxy.silent = False
+
+
+async def test_a_cancelled_call_never_gives_its_reply_to_another(omni: omnistate.Client, proxy: Proxy) -> None:
+    """Thousands of calls, a third cancelled at random moments; every answer must be the one that was asked for."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    customers = [omni.customer(f"customer-{number}") for number in range(50)]
+    for number, customer in enumerate(customers):
+        await customer.state(Cart).set(Cart(visits=number))
+    answered = 0
+
+    async def ask(number: int) -> None:
+        nonlocal answered
+        value = await customers[number].state(Cart).get()
+        assert value.visits == number
+        answered += 1
+
+    for _ in range(60):
+        proxy.delay = chance.choice([0, 0, 0.001])
+        tasks = [asyncio.create_task(ask(chance.randrange(50))) for _ in range(100)]
+        doomed = chance.sample(tasks, 33)
+        for task in doomed:
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError | None) for result in results), results
+    assert answered >= 60 * 67
+
+
+async def test_cuts_at_random_moments_lose_and_double_nothing(omni: omnistate.Client, proxy: Proxy) -> None:
+    cart = omni.customer("ana").state(Cart)
+    seen: list[int] = []
+
+    async def watch() -> None:
+        async for change in cart.watch():
+            seen.append(change.value.items.get("cup", 0))
+            if seen[-1] == 600:
+                return
+
+    async def write() -> None:
+        for _ in range(75):
+            await cart.update(Cart.add, "cup")
+            await asyncio.sleep(0.001)
+
+    async def cut() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+            proxy.cut()
+
+    watcher = asyncio.create_task(watch())
+    await asyncio.gather(cut(), *(write() for _ in range(8)))
+    assert (await cart.get()).items == {"cup": 600}
+    await asyncio.wait_for(watcher, 10)
+    assert seen == sorted(set(seen))

@@ -1,0 +1,77 @@
+"""A proxy between a client and a real server that loses replies, cuts connections or says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Self
+
+
+class Proxy:
+    """`lose_replies`: cut the connection when so many more replies have arrived, in place of passing them on."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.lose_next_reply_to: bytes | None = None
+        self.lost = 0
+        self.silent = False
+        self.delay = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, back}
+        armed = [False]
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await asyncio.gather(self._forward(reader, back, armed), self._backward(there, writer, armed))
+        self._writers -= {writer, back}
+        writer.transport.abort()
+        back.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter, armed: list[bool]) -> None:
+        while data := await reader.read(65536):
+            if self.lose_next_reply_to is not None and self.lose_next_reply_to in data:
+                self.lose_next_reply_to = None
+                armed[0] = True
+            back.write(data)
+        raise ConnectionResetError
+
+    async def _backward(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter, armed: list[bool]) -> None:
+        while data := await there.read(65536):
+            if armed[0]:  # applied by the server, and the answer is lost
+                self.lost += 1
+                raise ConnectionResetError
+            while self.silent:
+                await asyncio.sleep(0.01)
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            writer.write(data)
+        raise ConnectionResetError
