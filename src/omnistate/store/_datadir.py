@@ -23,6 +23,11 @@ _LONGEST_SOCKET = 100  # bytes of a unix socket's path; systems allow 104 to 108
 _ORPHAN_PATIENCE = 3.0  # seconds for the server of a killed process to be gone
 
 
+def private(path: str, flags: int) -> int:
+    """An opener whose files only their owner may read."""
+    return os.open(path, flags, 0o600)
+
+
 def default_data_dir() -> Path:
     """`OMNISTATE_DATA_DIR`, else a directory of this user."""
     if chosen := os.environ.get("OMNISTATE_DATA_DIR"):
@@ -75,7 +80,8 @@ class DataDir:
         os.close(self.lock)
 
     def _say_who_holds_it(self) -> None:
-        (self.path / _FORMAT_FILE).write_text(json.dumps({"format": FORMAT}) + "\n")
+        with open(self.path / _FORMAT_FILE, "w", opener=private) as file:
+            file.write(json.dumps({"format": FORMAT}) + "\n")
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, json.dumps({"pid": os.getpid(), "socket": str(self.socket)}).encode(), 0)
 

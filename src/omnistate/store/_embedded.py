@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from omnistate.errors import ServerFailed
 from omnistate.store._binary import find_binary
-from omnistate.store._datadir import DataDir, default_data_dir
+from omnistate.store._datadir import DataDir, default_data_dir, private
 
 Profile = Literal["balanced", "safe"]
 _SOON = 5.0  # a server that dies within this many seconds of its start died "soon";
@@ -104,7 +104,7 @@ class EmbeddedServer:
     def _launch(self) -> None:
         """Starts the process. On Linux it dies with the thread that made it, even when this process is killed."""
         self.socket.unlink(missing_ok=True)
-        with open(self.data_dir / "server.log", "wb") as log:
+        with open(self.data_dir / "server.log", "wb", opener=private) as log:
             process = subprocess.Popen(  # noqa: S603 - the program is the one that find_binary chose
                 [str(self._binary), "-"],
                 stdin=subprocess.PIPE,

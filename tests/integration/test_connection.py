@@ -1,0 +1,151 @@
+"""Servers that cannot be used, and what the error says to do."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Server, free_port
+from machine import missing
+from redis import Redis
+from shop import Cart
+
+import omnistate
+
+SOON = timedelta(milliseconds=500)
+
+
+async def test_an_unreachable_server(tenant: str) -> None:
+    with pytest.raises(omnistate.StoreUnavailable, match="connection refused"):
+        async with omnistate.connect(f"redis://127.0.0.1:{free_port()}", timeout=SOON):
+            pass
+    with pytest.raises(omnistate.StoreUnavailable, match="no such socket"):
+        async with omnistate.connect("unix:///does/not/exist.sock", timeout=SOON):
+            pass
+
+
+@pytest.fixture
+def guarded(valkey: Server) -> Iterator[Server]:
+    server = Server(valkey.binary, "--requirepass", "correct horse")
+    yield server
+    server.stop()
+
+
+async def test_a_wrong_password_and_none(guarded: Server) -> None:
+    for url, words in (
+        (f"redis://:wrong@127.0.0.1:{guarded.port}", "refused this user and password"),
+        (f"redis://127.0.0.1:{guarded.port}", "wants a password"),
+    ):
+        with pytest.raises(omnistate.AuthenticationFailed, match=words) as caught:
+            async with omnistate.connect(url, timeout=SOON):
+                pass
+        assert "wrong" not in str(caught.value)
+    async with omnistate.connect(f"redis://:correct%20horse@127.0.0.1:{guarded.port}") as omni:
+        await omni.customer("ana").state(Cart).update(Cart.add, "cup")
+        assert "horse" not in omni.url + repr(omni)
+
+
+async def test_a_password_for_a_server_that_has_none(valkey: Server) -> None:
+    with pytest.raises(omnistate.AuthenticationFailed, match="remove it from the URL"):
+        async with omnistate.connect(f"redis://:x@127.0.0.1:{valkey.port}", timeout=SOON):
+            pass
+
+
+async def test_a_server_without_functions(valkey: Server) -> None:
+    server = Server(valkey.binary, "--rename-command", "FUNCTION", "", "--rename-command", "FCALL", "")
+    try:
+        with pytest.raises(omnistate.LibraryMissing, match="Redis >= 7.0"):
+            async with omnistate.connect(server.url, timeout=SOON):
+                pass
+    finally:
+        server.stop()
+
+
+async def test_a_user_who_may_not_load_the_library(valkey: Server) -> None:
+    operator = Redis.from_url(valkey.url)
+    operator.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~omni:*", "&omni:*", "+@all", "-function")
+    operator.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "~*", "&*", "+fcall", "+ping")
+    operator.function_flush()
+    with pytest.raises(omnistate.OmnistateError, match="may not load it|access list"):
+        async with omnistate.connect(f"redis://limited:pw@127.0.0.1:{valkey.port}", timeout=SOON) as omni:
+            await omni.customer("ana").state(Cart).get()
+    async with omnistate.connect(valkey.url):
+        pass  # an operator loads it
+    async with omnistate.connect(f"redis://limited:pw@127.0.0.1:{valkey.port}", timeout=SOON) as omni:
+        await omni.customer("acl").state(Cart).update(Cart.add, "cup")
+    with pytest.raises(omnistate.PermissionRefused, match="ACL LOG"):
+        async with omnistate.connect(f"redis://narrow:pw@127.0.0.1:{valkey.port}", timeout=SOON) as omni:
+            await omni.customer("acl").state(Cart).update(Cart.add, "cup")
+    operator.close()
+
+
+async def test_functions_that_were_flushed_are_loaded_again(omni: omnistate.Client, raw: Any) -> None:
+    cart = omni.customer("ana").state(Cart)
+    await cart.update(Cart.add, "cup")
+    raw.function_flush()
+    assert (await cart.update(Cart.add, "cup")).result == 2
+
+
+async def test_a_full_server_refuses_writes_and_changes_nothing(valkey: Server, tenant: str) -> None:
+    server = Server(valkey.binary, "--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
+    try:
+        async with omnistate.connect(server.url, tenant=tenant) as omni:
+            cart = omni.customer("ana").state(Cart)
+            await cart.update(Cart.add, "cup")
+            with pytest.raises(omnistate.OutOfMemory, match="maxmemory"):
+                for number in range(200):
+                    await omni.customer(f"c{number}").state(Cart).patch(note="x" * 100_000)
+            assert (await cart.get()).items == {"cup": 1}
+    finally:
+        server.stop()
+
+
+async def test_data_of_a_new_epoch_is_not_mixed_with_old(omni: omnistate.Client, raw: Any) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Cart).update(Cart.add, "cup")
+    position = await ana.position()
+    raw.delete(omni.keyspace.customer("ana").meta)  # evicted, or lost in a failover
+    await ana.state(Cart).increment("visits")
+    after = await ana.position()
+    assert after.epoch != position.epoch
+    assert after.offset == 1
+    with pytest.raises(omnistate.PositionLost):
+        await anext(ana.events(after=position))
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+    """Debian's redis-server with TLS, its certificate made for this test."""
+    binary = shutil.which("redis-server")
+    if binary is None or shutil.which("openssl") is None:
+        missing("redis-server and openssl", "apt-get install redis-server openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "ca.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    port = str(free_port())
+    options = ["--tls-port", port, "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    options += ["--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"]
+    server = Server(str(binary), *options)
+    server.tls_port = int(port)  # type: ignore[attr-defined]
+    yield server, certificate
+    server.stop()
+
+
+async def test_tls_checks_certificate_and_host(tls: tuple[Any, Path]) -> None:
+    server, certificate = tls
+    async with omnistate.connect(f"rediss://localhost:{server.tls_port}?ca_file={certificate}") as omni:
+        await omni.customer("ana").state(Cart).update(Cart.add, "cup")
+    for url in (
+        f"rediss://localhost:{server.tls_port}",  # unknown certificate
+        f"rediss://127.0.0.1:{server.tls_port}?ca_file={certificate}",  # another name
+        f"rediss://localhost:{server.port}?ca_file={certificate}",  # no TLS there
+    ):
+        with pytest.raises(omnistate.StoreUnavailable):
+            async with omnistate.connect(url, timeout=SOON):
+                pass
