@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Server, free_port
-from machine import missing
 from redis import Redis
-from shop import Cart
 
 import omnistate
+from conftest import Server, free_port
+from machine import missing
+from shop import Cart
 
 SOON = timedelta(milliseconds=500)
 

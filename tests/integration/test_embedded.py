@@ -16,12 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from machine import missing
-from shop import Cart
 
 import omnistate
+from machine import missing
 from omnistate.store import EmbeddedServer, running_url
 from omnistate.store._datadir import FORMAT
+from shop import Cart
 
 HOLDER = """
 import asyncio, sys, omnistate

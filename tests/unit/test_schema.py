@@ -1,0 +1,185 @@
+"""Documents as hash fields and back; what a class may declare; what a value may hold."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import omnistate
+from omnistate import State
+from omnistate.state import schema_of
+from omnistate.state._commands import describe, diff
+from omnistate.state._events import apply_event, decode_event
+from shop import Cart, Profile
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT
+NESTED = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4))
+
+
+class Everything(State):
+    lines: dict[str, Any] = {}
+    numbered: dict[int, list[int]] = {}
+    by_id: dict[UUID, date | None] = {}
+    word: str = ""
+    amount: float = 0.0
+    count: int = 0
+    when: datetime | None = None
+    words: list[str] = []
+    any: Any = None
+
+
+VALUES = st.builds(
+    Everything,
+    lines=st.dictionaries(TEXT, NESTED, max_size=5),
+    numbered=st.dictionaries(st.integers(-5, 2**40), st.lists(st.integers(0, 9), max_size=3), max_size=4),
+    by_id=st.dictionaries(st.uuids(), st.none() | st.dates(), max_size=3),
+    word=TEXT,
+    amount=st.floats(allow_nan=False, allow_infinity=False),
+    count=st.integers(-(2**53), 2**53 + 1),
+    when=st.none() | st.datetimes(),
+    words=st.lists(TEXT, max_size=3),
+    any=NESTED.filter(lambda value: value not in (float("inf"), float("-inf"))),
+)
+
+
+@given(VALUES)
+def test_a_value_comes_back_from_its_hash_fields(value: Everything) -> None:
+    schema = schema_of(Everything)
+    encoded = schema.encode(value)
+    expected = schema.decode(encoded)  # infinities become null in JSON
+    assert schema.decode(schema.join(schema.split(encoded))) == expected
+
+
+@given(VALUES, VALUES)
+def test_a_readers_copy_follows_by_events_alone(before: Everything, after: Everything) -> None:
+    schema = schema_of(Everything)
+    old, new = schema.split(schema.encode(before)), schema.split(schema.encode(after))
+    sets, drops = diff(old, new, schema.known)
+    event = b'{"type":"state.changed","state":"Everything"' + describe(sets, drops) + b',"time":1}'
+    assert apply_event(old, decode_event(event)) == new
+
+
+def test_fields_that_the_class_does_not_know_stay() -> None:
+    schema = schema_of(Cart)
+    old = schema.split(schema.encode(Cart(note="x"))) | {b"added_by_a_newer_version": b"1", b"other:entry": b"2"}
+    sets, drops = diff(old, schema.split(schema.encode(Cart(note="y"))), schema.known)
+    assert (sets, drops) == ({b"note": b'"y"'}, [])
+    assert schema.decode(schema.join(old)).note == "x"
+
+
+def test_depth_is_bounded() -> None:
+    schema = schema_of(Profile)
+    deep: Any = 1
+    for _ in range(62):
+        deep = [deep]
+    schema.encode(Profile(extra={"x": deep}))
+    with pytest.raises(omnistate.ValueTooDeep, match="64"):
+        schema.encode(Profile(extra={"x": [deep]}))
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(omnistate.ValueTooDeep):
+        schema.encode(Profile(extra={"x": deep}))
+    schema.encode(Profile(extra={"x": "[[[[" * 100}))
+    with pytest.raises(omnistate.InvalidInput):
+        schema.parse(b'{"extra":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}")
+
+
+@pytest.mark.parametrize("bad", [{"x"}, object(), {1: object()}, "\ud800", {"\ud800": 1}, float("nan")])
+def test_what_json_cannot_hold_is_refused(bad: Any) -> None:
+    schema = schema_of(Cart)
+    value = Cart()
+    value.note = bad
+    with pytest.raises(omnistate.InvalidValue):
+        schema.validate(schema.encode(value))
+
+
+def test_a_value_of_another_class_is_refused() -> None:
+    with pytest.raises(omnistate.InvalidValue, match="expected a Cart, got Profile"):
+        schema_of(Cart).encode(Profile())  # type: ignore[arg-type]
+
+
+def test_a_stored_value_that_no_longer_fits_is_a_mismatch() -> None:
+    with pytest.raises(omnistate.SchemaMismatch, match="Cart"):
+        schema_of(Cart).decode(b'{"visits":"many"}')
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"nte":"x"}', "did you mean 'note'"),
+        (b'{"visits":"x"}', "Expected `int`"),
+        (b"[]", "Expected `object`"),
+        (b"{", "truncated"),
+        (b"\xff", "Cart"),
+    ],
+)
+def test_json_from_outside_is_checked(text: bytes, words: str) -> None:
+    with pytest.raises(omnistate.InvalidValue, match=words):
+        schema_of(Cart).parse(text)
+
+
+def test_fields_for_operations_are_checked() -> None:
+    schema = schema_of(Cart)
+    assert schema.entry("items", "a:b", 1) == (b"items:a:b", b"1")
+    assert schema.entry_name("items", "a:b") == b"items:a:b"
+    assert schema.plain({"note": "x"}) == {b"note": b'"x"'}
+    for call in (
+        lambda: schema.plain({"items": {}}),
+        lambda: schema.plain({"note": 1}),
+        lambda: schema.entry("note", "a", 1),
+        lambda: schema.entry("items", "a", "x"),
+        lambda: schema.counter("note", None),
+        lambda: schema.counter("note", "x"),
+    ):
+        with pytest.raises(omnistate.InvalidValue):
+            call()
+
+
+class Bounded(State):
+    stock: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+def test_a_bounded_integer_is_not_incremented_blindly() -> None:
+    with pytest.raises(omnistate.InvalidValue, match="use update"):
+        schema_of(Bounded).counter("stock", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ttl": 7}, "timedelta"),
+        ({"ttl": timedelta(0)}, "between"),
+        ({"ttl": timedelta(days=99_999)}, "between"),
+        ({"name": "a b"}, "identifier"),
+        ({"name": "x" * 65}, "identifier"),
+        ({"channels": "web"}, "set of names"),
+    ],
+)
+def test_a_wrong_declaration_is_told_when_the_class_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(omnistate.InvalidDeclaration, match=words):
+        type(State)("Wrong", (State,), {}, **options)
+
+
+def test_every_field_needs_a_default() -> None:
+    with pytest.raises(omnistate.InvalidDeclaration, match="needs a default"):
+
+        class Wrong(State):
+            word: str
+
+    class Prefilled(State):
+        items: dict[str, int] = msgspec.field(default_factory=lambda: {"a": 1})
+
+    with pytest.raises(omnistate.InvalidDeclaration, match="must be empty"):
+        schema_of(Prefilled)
+
+
+def test_what_is_no_state_is_refused() -> None:
+    with pytest.raises(omnistate.InvalidDeclaration, match="derive it from State"):
+        schema_of(dict)  # type: ignore[type-var]
