@@ -13,8 +13,7 @@ import pytest
 from redis import Redis
 
 import omnistate
-from conftest import Server, free_port
-from machine import missing
+from machine import Server, free_port, missing
 from shop import Cart
 
 SOON = timedelta(milliseconds=500)

@@ -1,0 +1,170 @@
+"""The command line as a user types it: in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from machine import free_port
+
+SHOP = Path(__file__).parent.parent
+
+
+def omnistate(*arguments: str, directory: Path = SHOP, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from omnistate.cli import main; sys.exit(main())", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env=os.environ | environment,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "store.py").write_text(
+        "import omnistate\nfrom shop import Cart\napp = omnistate.App(Cart)\nother = omnistate.App(Cart)\n"
+    )
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "failing.py").write_text("1/0\n")
+    (tmp_path / "wrong.py").write_text("import omnistate\nclass A(omnistate.State, ttl=3): pass\n")
+    os.environ["PYTHONPATH"] = str(SHOP)
+    return tmp_path
+
+
+def test_get_set_and_watch(app: Path, data_dir: Path) -> None:
+    where = ["--app", "store:app", "--data-dir", str(data_dir)]
+    assert omnistate("get", "ana", "Cart", *where, directory=app).stdout.strip().startswith('{\n  "items": {}')
+    done = omnistate("set", "ana", "Cart", '{"items": {"cup": 2}}', "--json", *where, directory=app)
+    version = json.loads(done.stdout)
+    assert version["offset"] == 1
+    found = json.loads(omnistate("get", "ana", "Cart", "--json", *where, directory=app).stdout)
+    assert (found["value"]["items"], found["version"]) == ({"cup": 2}, 1)
+    stale = omnistate("set", "ana", "Cart", "{}", "--expect", f"{version['epoch']}:7", *where, directory=app)
+    assert stale.returncode == 1
+    assert "is at version 1" in stale.stderr
+    watched = omnistate("watch", "ana", "Cart", "--count", "1", "--json", *where, directory=app)
+    assert json.loads(watched.stdout)["value"]["items"] == {"cup": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nonsense"], 2, "Unknown command"),
+        (["get", "ana"], 2, "--help"),
+        (["get", "ana", "Cart", "--app", "nowhere:app"], 2, "run this where nowhere.py is"),
+        (["get", "ana", "Cart", "--app", "store:nothing"], 2, "did you mean store:app?"),
+        (["get", "ana", "Cart", "--app", "broken:app"], 2, "nothing_of_that_name"),
+        (["get", "ana", "Cart", "--app", "failing:app"], 2, "ZeroDivisionError"),
+        (["get", "ana", "Cart", "--app", "wrong:app"], 1, "ttl must be a timedelta"),
+        (["get", "ana", "Car", "--app", "store:app"], 2, "it has Cart"),
+        (["get", "ana", "Cart", "--app", "store:app", "--url", "redis://127.0.0.1:1"], 1, "connection refused"),
+        (["get", "ana", "Cart", "--app", "store:app", "--url", "http://x"], 1, "unknown scheme"),
+        (["get", "x" * 300, "Cart", "--app", "store:app"], 1, "the limit is 256"),
+        (["set", "ana", "Cart", '{"nte": 1}', "--app", "store:app"], 1, "did you mean 'note'?"),
+        (["set", "ana", "Cart", "{", "--app", "store:app"], 1, "truncated"),
+        (["watch", "ana", "Cart", "--app", "store:app", "--after", "x"], 1, "not a position"),
+        (["serve", "store:app"], 2, "--dev"),
+        (["serve", "store:app", "--dev", "--host", "0.0.0.0"], 2, "this machine only"),
+        (["serve", "store:app", "--token-secret-file", "/does/not/exist"], 2, "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    app: Path, data_dir: Path, arguments: list[str], code: int, words: str
+) -> None:
+    said = omnistate(*arguments, directory=app, OMNISTATE_DATA_DIR=str(data_dir))
+    assert (said.returncode, said.stdout) == (code, "")
+    assert said.stderr.startswith("omnistate: ")
+    assert words in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_told(app: Path, data_dir: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = omnistate("serve", "store:app", "--dev", "--port", port, directory=app, OMNISTATE_DATA_DIR=str(data_dir))
+    assert said.returncode == 1
+    assert "choose another port with --port" in said.stderr
+
+
+def test_version() -> None:
+    found = json.loads(omnistate("version", "--json").stdout)
+    assert set(found) == {"omnistate", "library", "python", "server"}
+    assert omnistate("version").stdout.startswith("omnistate")
+    assert "demo" in omnistate("--help").stdout
+
+
+def test_serve_in_development_mode_says_so_and_ends_in_order(app: Path, data_dir: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", "import sys; from omnistate.cli import main; sys.exit(main())"]
+    process = subprocess.Popen(
+        [*command, "serve", "store:app", "--dev", "--port", str(port), "--data-dir", str(data_dir)],
+        cwd=app,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        base = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                urllib.request.urlopen(base + "/readyz", timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        request = urllib.request.Request(
+            base + "/v1/customers/me/actions/Cart.add",
+            data=b'{"sku":"cup"}',
+            headers={"Authorization": "Bearer dev:web:ana"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert json.load(answer)["version"] == 1
+        # Another command joins the running embedded server.
+        joined = omnistate("get", "ana", "Cart", "--app", "store:app", "--data-dir", str(data_dir), directory=app)
+        assert json.loads(joined.stdout)["items"] == {"cup": 1}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=10)
+    assert "DEVELOPMENT MODE" in said
+    assert "Traceback" not in said
+    assert process.returncode == 130
+
+
+def test_the_demos_script_passes_and_leaves_nothing() -> None:
+    said = omnistate("demo", "--script")
+    assert said.returncode == 0, said.stderr
+    assert "All 8 steps were seen by all" in said.stdout
+    for channel in ("web", "mobile", "whatsapp", "agent desk"):
+        assert channel in said.stdout
+
+
+async def test_the_demos_script_fails_when_a_step_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnistate.cli import _demo
+    from omnistate.demo import _script
+    from omnistate.gateway._connection import Subscription
+
+    monkeypatch.setattr(_script, "WITHIN", 0.3)
+    deliver = Subscription.deliver
+
+    def lose_some(self: Subscription, epoch: str, publication: object) -> None:
+        if b"moka-pot" not in publication.event:  # type: ignore[attr-defined]
+            deliver(self, epoch, publication)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Subscription, "deliver", lose_some)
+    assert await asyncio.wait_for(_demo._play(0, None), 20) == 1

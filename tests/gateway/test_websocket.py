@@ -1,0 +1,264 @@
+"""The socket itself: order, bounds, origins, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from served import Served, until
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from omnistate.gateway import Limits
+from shop import Cart
+
+
+@asynccontextmanager
+async def socket(served: Served, **options: Any) -> AsyncIterator[ClientConnection]:
+    async with connect(served.ws, compression=None, **options) as opened:
+        yield opened
+
+
+async def say(opened: ClientConnection, *commands: dict[str, Any]) -> None:
+    await opened.send("\n".join(json.dumps(command) for command in commands))
+
+
+async def hear(opened: ClientConnection) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(await asyncio.wait_for(opened.recv(), 5))
+    return said
+
+
+async def closed(opened: ClientConnection) -> tuple[int, str]:
+    try:
+        while True:
+            await asyncio.wait_for(opened.recv(), 5)
+    except ConnectionClosed as end:
+        assert end.rcvd is not None
+        return end.rcvd.code, end.rcvd.reason
+
+
+async def test_commands_of_one_frame_are_answered_in_order(served: Served) -> None:
+    async with socket(served) as opened:
+        rpcs = [{"id": n, "rpc": {"method": "Cart.add", "data": {"sku": "cup"}}} for n in range(3, 40)]
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}},
+                  {"id": 2, "subscribe": {"channel": "customer:ana"}}, *rpcs)  # fmt: skip
+        replies, pushed = [], 0
+        while len(replies) < 39:
+            message = await hear(opened)
+            if "id" in message:
+                replies.append(message)
+            else:
+                assert len(replies) >= 2, "a push came before the subscribe reply"
+                pushed += 1
+        assert [message["id"] for message in replies] == list(range(1, 40))
+        assert [message["rpc"]["data"]["result"] for message in replies[2:]] == list(range(1, 38))
+        assert pushed <= 37
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        ['{"id":1,"rpc":{}}'],
+        ['{"id":1,"subscribe":{"channel":"customer:ana"}}'],
+        ["{}"],
+        [""],
+        ["nonsense"],
+        ['{"id":0,"connect":{}}'],
+        ["CONNECT", '{"id":2,"connect":{}}'],
+        ["CONNECT", "{}"],
+    ],
+)
+async def test_what_breaks_the_protocol_closes_with_3501(served: Served, frames: list[str]) -> None:
+    async with socket(served) as opened:
+        for frame in frames:
+            token = served.token("ana")
+            await opened.send(frame if frame != "CONNECT" else json.dumps({"id": 1, "connect": {"token": token}}))
+        assert await closed(opened) == (3501, "bad request")
+
+
+async def test_refusals_of_subscriptions(served: Served) -> None:
+    async with socket(served) as opened:
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+        await hear(opened)
+        for number, (topic, code) in enumerate(
+            [("customer:ben", 103), ("queue:agents", 103), ("nonsense", 102), ("customer:", 102), ("x" * 700, 106)], 2
+        ):
+            await say(opened, {"id": number, "subscribe": {"channel": topic}})
+            assert (await hear(opened))["error"]["code"] == code
+        await say(opened, {"id": 50, "subscribe": {"channel": "customer:ana"}})
+        assert (await hear(opened))["subscribe"]["recoverable"]
+        await say(opened, {"id": 51, "subscribe": {"channel": "customer:ana"}})
+        assert (await hear(opened))["error"]["code"] == 105
+        for kind, code in (("publish", 103), ("presence", 108), ("presence_stats", 108)):
+            await say(opened, {"id": 52, kind: {"channel": "customer:ana"}})
+            assert (await hear(opened))["error"]["code"] == code
+        await say(opened, {"id": 53, "unsubscribe": {"channel": "customer:ana"}})
+        assert await hear(opened) == {"id": 53, "unsubscribe": {}}
+        await say(opened, {"send": {"data": {}}})
+        assert await closed(opened) == (3508, "not available")
+
+
+async def test_recovery_from_a_position_that_never_was_is_not_pretended(served: Served) -> None:
+    await served.omni.customer("ana").state(Cart).increment("visits")
+    async with socket(served) as opened:
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+        await hear(opened)
+        for number, (epoch, offset, flag) in enumerate([("_", 0, 0), ("abc", 1, 0), ("", 99, 0)], 2):
+            request = {"channel": "customer:ana", "recover": True, "epoch": epoch, "offset": offset, "flag": flag}
+            await say(
+                opened, {"id": number, "subscribe": request}, {"id": 90, "unsubscribe": {"channel": "customer:ana"}}
+            )
+            result = (await hear(opened))["subscribe"]
+            assert (result["was_recovering"], result["recovered"], result["offset"]) == (True, False, 1)
+            assert "publications" not in result
+            await hear(opened)
+        refuse = {"channel": "customer:ana", "recover": True, "epoch": "abc", "offset": 1, "flag": 2}
+        await say(opened, {"id": 9, "subscribe": refuse})
+        assert (await hear(opened))["error"]["code"] == 112
+
+
+async def test_history_is_read_after_a_position(served: Served) -> None:
+    cart = served.omni.customer("ana").state(Cart)
+    for _ in range(5):
+        await cart.increment("visits")
+    async with socket(served) as opened:
+        await say(
+            opened,
+            {"id": 1, "connect": {"token": served.token("ana")}},
+            {"id": 2, "subscribe": {"channel": "customer:ana"}},
+        )
+        await hear(opened)
+        epoch = (await hear(opened))["subscribe"]["epoch"]
+        since = {"offset": 2, "epoch": epoch}
+        await say(opened, {"id": 3, "history": {"channel": "customer:ana", "limit": -1, "since": since}})
+        assert [one["offset"] for one in (await hear(opened))["history"]["publications"]] == [3, 4, 5]
+        await say(opened, {"id": 4, "history": {"channel": "customer:ana", "limit": 0}})
+        assert (await hear(opened))["history"] == {"publications": [], "epoch": epoch, "offset": 5}
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("SAME", True),
+        ("null", False),
+        ("http://evil.example", False),
+        ("http://127.0.0.1.evil.example", False),
+        (None, True),
+    ],
+)
+async def test_only_pages_of_the_same_host_may_connect(served: Served, origin: str | None, allowed: bool) -> None:
+    origin = served.http if origin == "SAME" else origin
+    if allowed:
+        async with socket(served, origin=origin):
+            pass
+    else:
+        with pytest.raises(InvalidStatus) as caught:
+            async with socket(served, origin=origin):
+                pass
+        assert caught.value.response.status_code == 403
+
+
+async def test_an_empty_subprotocol_header_is_accepted(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(
+        b"GET /connection/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: \r\n\r\n"
+    )
+    assert b" 101 " in await reader.readline()
+    writer.transport.abort()
+
+
+async def test_other_paths_are_told_where_the_socket_is(served: Served) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(served.ws + "/x"):
+            pass
+    assert caught.value.response.status_code == 404
+
+
+async def test_a_message_that_is_too_large_closes(served: Served) -> None:
+    async with socket(served) as opened:
+        await opened.send("x" * 70_000)
+        assert (await closed(opened))[0] == 1009
+
+
+async def test_fragments_make_one_message(served: Served) -> None:
+    async with socket(served) as opened:
+        text = json.dumps({"id": 1, "connect": {"token": served.token("ana")}})
+        await opened.send([text[:10], text[10:40], text[40:]])
+        assert (await hear(opened))["connect"]["client"]
+
+
+class TestWithShortDeadlines:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(connect_within=0.15, ping_every=0.1, pong_within=0.1, token_grace=0.1, queue_size=40_000)
+
+    async def test_who_never_connects_is_cut(self, served: Served) -> None:
+        async with socket(served) as opened:
+            assert await closed(opened) == (3502, "stale")
+
+    async def test_who_does_not_answer_a_ping_is_cut(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+            assert await closed(opened) == (3012, "no pong")
+
+    async def test_who_answers_stays(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+            await hear(opened)
+            for _ in range(5):
+                assert await hear(opened) == {}
+                await opened.send("{}")
+
+    async def test_a_token_that_is_not_refreshed_ends_the_connection(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await say(opened, {"id": 1, "connect": {"token": served.token("ana", lifetime=1)}})
+            assert (await hear(opened))["connect"]["ttl"] == 1
+            said = await hear(opened)
+            while True:
+                try:
+                    if said == {}:
+                        await opened.send("{}")
+                    said = await hear(opened)
+                except ConnectionClosed as end:
+                    assert end.rcvd is not None
+                    assert (end.rcvd.code, end.rcvd.reason) == (3005, "connection expired")
+                    return
+
+    async def test_a_refresh_must_name_the_same_user(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+            await hear(opened)
+            await say(opened, {"id": 2, "refresh": {"token": served.token("ana", lifetime=99)}},
+                      {"id": 3, "refresh": {"token": served.token("ben")}})  # fmt: skip
+            replies = []
+            while len(replies) < 2:
+                message = await hear(opened)
+                replies += [message] if "id" in message else []
+            assert replies[0]["refresh"]["expires"]
+            assert replies[1]["error"]["code"] == 103
+
+    async def test_a_reader_that_does_not_read_is_cut_and_nobody_else_suffers(self, served: Served) -> None:
+        cart = served.omni.customer("ana").state(Cart)
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**10)
+        writer.write(
+            b"GET /connection/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        frame = json.dumps({"id": 1, "connect": {"token": served.token("ana")}}) + "\n"
+        frame += json.dumps({"id": 2, "subscribe": {"channel": "customer:ana"}})
+        body = frame.encode()
+        writer.write(b"\x81\xfe" + len(body).to_bytes(2, "big") + b"\0\0\0\0" + body)
+        await reader.readuntil(b'"subscribe"')
+        assert len(served.gateway.connections) == 1
+        for number in range(2000):
+            await cart.patch(note=f"{number}" * 2000)
+            if not served.gateway.connections:
+                break
+        await until(lambda: not served.gateway.connections, seconds=10)  # it is given 5 s to answer the close
+        writer.transport.abort()
