@@ -52,7 +52,9 @@ def _event(kind: str, **members: Any) -> bytes:
 def _reply(parse: Callable[[list[Any]], T], author: str = "") -> Callable[[list[Any]], T]:
     """`parse` for replies that say yes; our errors for the others."""
 
-    def judge(reply: list[Any]) -> T:
+    def judge(reply: Any) -> T:
+        if type(reply) is bytes:
+            return parse([b"ok", reply])
         if reply[0] == b"absent":
             raise ConversationNotFound("there is no such conversation: start one with customer.start_conversation")
         if reply[0] == b"not_owner":
@@ -137,7 +139,7 @@ def take(
         return "gone" if reply[0] == b"gone" else "ok"
 
     arguments = (*opening(operation_id), agent, queue, entry.token, "1" if entry.overdue else "0", event)
-    return Command("conversation_take", keys.written, arguments, parse, operation_id)
+    return Command("conversation_take", keys.written, arguments, _reply(parse), operation_id)
 
 
 def queue_keys(log: LogKeys) -> tuple[bytes, ...]:
@@ -159,7 +161,7 @@ def lease(log: LogKeys, *, operation_id: str) -> Command[Entry | None]:
         overdue, conversation_id, token = reply[1].decode().split(" ")
         return Entry(conversation_id, token, overdue == "1")
 
-    return Command("queue_lease", queue_keys(log), opening(operation_id), parse, operation_id)
+    return Command("queue_lease", queue_keys(log), opening(operation_id), _reply(parse), operation_id)
 
 
 def settle(

@@ -6,162 +6,161 @@ local CONVERSATION_LIFE = 180 * DAY   -- since the last message or change of own
 local LEASE = 10000                   -- a claim that is not finished by then is given to the next agent (milliseconds)
 local PENDING = 30000                 -- a hand-off that is not finished by then may be cancelled by a claim
 
-local function keep_conversation(log, keys, first)
-  for i = first, #keys do redis.call('PEXPIRE', keys[i], CONVERSATION_LIFE) end
-  log.outlive = log.now + CONVERSATION_LIFE
+local function keep_conversation(keys, first)
+  for i = first, #keys do redis_call('PEXPIRE', keys[i], CONVERSATION_LIFE) end
 end
 
 local function own(log, conversation, kind, name, epoch)
-  redis.call('HSET', conversation, 'kind', kind, 'owner', name, 'epoch', text(epoch))
+  redis_call('HSET', conversation, 'kind', kind, 'owner', name, 'epoch', text(epoch))
 end
 
 -- conversation_start
--- keys: the log's four, conversation   arguments: (open), channel, owner, event
+-- keys: the log's three, conversation   arguments: (open), channel, owner, event
 local function conversation_start(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  append(log, args[log.at + 2], 0)
-  redis.call('HSET', keys[5], 'channel', args[log.at], 'status', 'open', 'started', text(log.now))
-  own(log, keys[5], 'helper', args[log.at + 1], 1)
-  keep_conversation(log, keys, 5)
-  return commit(log, position(log))
+  append(log, args[log.at + 2])
+  redis_call('HSET', keys[4], 'channel', args[log.at], 'status', 'open', 'started', text(log.now))
+  own(log, keys[4], 'helper', args[log.at + 1], 1)
+  keep_conversation(keys, 4)
+  return commit(log, position(log), log.now + CONVERSATION_LIFE)
 end
 
 -- conversation_say: a message of the customer, or of the helper who owns the conversation
--- keys: the log's four, conversation, messages
+-- keys: the log's three, conversation, messages
 -- arguments: (open), helper or '' for the customer, event head, message members that follow the event's "type"
--- reply: {"ok", "<index> <offset> <epoch>"} | {"absent"} | {"not_owner", owner, epoch} | {"done", ...}
+-- reply: "<index> <offset> <epoch>" | {"absent"} | {"not_owner", owner, epoch} | {"done", ...}
 local function conversation_say(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  local owner = redis.call('HMGET', keys[5], 'kind', 'owner', 'epoch')
+  local owner = redis_call('HMGET', keys[4], 'kind', 'owner', 'epoch')
   if not owner[1] then return {'absent'} end
   local helper = args[log.at]
   if helper ~= '' and not (owner[1] == 'helper' and owner[2] == helper) then
     return {'not_owner', owner[1] .. ' ' .. owner[2], owner[3]}
   end
-  local index = redis.call('LLEN', keys[6])
-  local event = append(log, args[log.at + 1] .. ',"index":' .. text(index), 0)
-  redis.call('RPUSH', keys[6], '{"offset":' .. text(log.offset) .. ',' .. string.sub(event, 2))
-  keep_conversation(log, keys, 5)
-  return commit(log, text(index) .. ' ' .. position(log))
+  local index = redis_call('LLEN', keys[5])
+  local event = append(log, args[log.at + 1] .. ',"index":' .. text(index))
+  redis_call('RPUSH', keys[5], '{"offset":' .. text(log.offset) .. ',' .. sub(event, 2))
+  keep_conversation(keys, 4)
+  return commit(log, text(index) .. ' ' .. position(log), log.now + CONVERSATION_LIFE)
 end
 
 -- conversation_read: the conversation and a page of its messages
 -- keys: conversation, messages   arguments: first index, last index
 -- reply: {"ok", kind, owner, epoch, channel, number of messages, messages...} | {"absent"}
 local function conversation_read(keys, args)
-  local c = redis.call('HMGET', keys[1], 'kind', 'owner', 'epoch', 'channel')
+  local c = redis_call('HMGET', keys[1], 'kind', 'owner', 'epoch', 'channel')
   if not c[1] then return {'absent'} end
-  local reply = {'ok', c[1], c[2], c[3], c[4], text(redis.call('LLEN', keys[2]))}
+  local reply = {'ok', c[1], c[2], c[3], c[4], text(redis_call('LLEN', keys[2]))}
   if args[1] == '' then return reply end
-  local messages = redis.call('LRANGE', keys[2], args[1], args[2])
+  local messages = redis_call('LRANGE', keys[2], args[1], args[2])
   for i = 1, #messages do reply[i + 6] = messages[i] end
   return reply
 end
 
 -- conversation_hand_off: to a queue. `token` names this hand-off in the queue; a claim may have cancelled it.
--- keys: the log's four, conversation, messages
+-- keys: the log's three, conversation, messages
 -- arguments: (open), the helper who must own it or '', queue, token, event
--- reply: {"ok", epoch} | {"absent"} | {"not_owner", owner, epoch} | {"cancelled"} | {"done", ...}
+-- reply: epoch | {"absent"} | {"not_owner", owner, epoch} | {"cancelled"} | {"done", ...}
 local function conversation_hand_off(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   local at = log.at
-  local owner = redis.call('HMGET', keys[5], 'kind', 'owner', 'epoch', 'cancelled')
+  local owner = redis_call('HMGET', keys[4], 'kind', 'owner', 'epoch', 'cancelled')
   if not owner[1] then return {'absent'} end
   if args[at] ~= '' and not (owner[1] == 'helper' and owner[2] == args[at]) then
     return {'not_owner', owner[1] .. ' ' .. owner[2], owner[3]}
   end
   if owner[4] == args[at + 2] then return {'cancelled'} end
   local epoch = tonumber(owner[3]) + 1
-  append(log, args[at + 3] .. ',"epoch":' .. text(epoch), 0)
-  own(log, keys[5], 'queue', args[at + 1], epoch)
-  redis.call('HSET', keys[5], 'token', args[at + 2])
-  keep_conversation(log, keys, 5)
-  return commit(log, text(epoch))
+  append(log, args[at + 3] .. ',"epoch":' .. text(epoch))
+  own(log, keys[4], 'queue', args[at + 1], epoch)
+  redis_call('HSET', keys[4], 'token', args[at + 2])
+  keep_conversation(keys, 4)
+  return commit(log, text(epoch), log.now + CONVERSATION_LIFE)
 end
 
 -- conversation_take: an agent takes what a queue leased to them
--- keys: the log's four, conversation, messages
+-- keys: the log's three, conversation, messages
 -- arguments: (open), agent, queue, token, '1' when the hand-off is so old that it may be cancelled, event
--- reply: {"ok", epoch} | {"pending"} the hand-off is not finished yet | {"gone"} it is somebody else's | {"done", ...}
+-- reply: epoch | {"pending"} the hand-off is not finished yet | {"gone"} it is somebody else's | {"done", ...}
 local function conversation_take(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   local at = log.at
   local agent, queue, token = args[at], args[at + 1], args[at + 2]
-  local owner = redis.call('HMGET', keys[5], 'kind', 'owner', 'epoch', 'token', 'taken')
+  local owner = redis_call('HMGET', keys[4], 'kind', 'owner', 'epoch', 'token', 'taken')
   if not owner[1] then return {'gone'} end
   if owner[5] == token then
     -- A claim that died after this step: the same agent goes on, another one is too late.
-    return owner[1] == 'helper' and owner[2] == agent and {'ok', owner[3]} or {'gone'}
+    return owner[1] == 'helper' and owner[2] == agent and owner[3] or {'gone'}
   end
   if owner[4] ~= token then
     if args[at + 3] ~= '1' then return {'pending'} end
-    redis.call('HSET', keys[5], 'cancelled', token)
+    redis_call('HSET', keys[4], 'cancelled', token)
     return {'gone'}
   end
   if owner[1] ~= 'queue' or owner[2] ~= queue then return {'gone'} end
   local epoch = tonumber(owner[3]) + 1
-  append(log, args[at + 4] .. ',"epoch":' .. text(epoch), 0)
-  own(log, keys[5], 'helper', agent, epoch)
-  redis.call('HSET', keys[5], 'taken', token)
-  keep_conversation(log, keys, 5)
-  return commit(log, text(epoch))
+  append(log, args[at + 4] .. ',"epoch":' .. text(epoch))
+  own(log, keys[4], 'helper', agent, epoch)
+  redis_call('HSET', keys[4], 'taken', token)
+  keep_conversation(keys, 4)
+  return commit(log, text(epoch), log.now + CONVERSATION_LIFE)
 end
 
--- Queues. keys of each: the log's four, waiting (sorted set by time), leased (sorted set by deadline), since (hash).
+-- Queues. keys of each: the log's three, waiting (sorted set by time), leased (sorted set by deadline), since (hash).
 -- An entry is "<conversation> <token>".
 
--- queue_put   arguments: (open), entry, event   reply: {"ok", ""} | {"done", ...}
+-- queue_put   arguments: (open), entry, event   reply: "" | {"done", ...}
 local function queue_put(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  append(log, args[log.at + 1], -1)
-  redis.call('ZADD', keys[5], text(log.now), args[log.at])
-  redis.call('HSET', keys[7], args[log.at], text(log.now))
-  return commit(log, '')
+  append(log, args[log.at + 1])
+  redis_call('ZADD', keys[4], text(log.now), args[log.at])
+  redis_call('HSET', keys[6], args[log.at], text(log.now))
+  return commit(log, '', -1)
 end
 
 -- queue_lease: the entry that has waited longest, for LEASE milliseconds
--- arguments: (open)   reply: {"ok", "<'1' when older than PENDING> <entry>"} | {"empty"} | {"done", ...}
+-- arguments: (open)   reply: "<'1' when older than PENDING> <entry>" | {"empty"} | {"done", ...}
 local function queue_lease(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', keys[6], 0, text(log.now), 'LIMIT', 0, 100)) do
-    redis.call('ZREM', keys[6], entry)
-    redis.call('ZADD', keys[5], redis.call('HGET', keys[7], entry) or text(log.now), entry)
+  for _, entry in ipairs(redis_call('ZRANGEBYSCORE', keys[5], 0, text(log.now), 'LIMIT', 0, 100)) do
+    redis_call('ZREM', keys[5], entry)
+    redis_call('ZADD', keys[4], redis_call('HGET', keys[6], entry) or text(log.now), entry)
   end
-  local first = redis.call('ZRANGE', keys[5], 0, 0, 'WITHSCORES')
+  local first = redis_call('ZRANGE', keys[4], 0, 0, 'WITHSCORES')
   if not first[1] then return {'empty'} end
-  redis.call('ZREM', keys[5], first[1])
-  redis.call('ZADD', keys[6], text(log.now + LEASE), first[1])
-  return commit(log, (log.now - tonumber(first[2]) > PENDING and '1 ' or '0 ') .. first[1])
+  redis_call('ZREM', keys[4], first[1])
+  redis_call('ZADD', keys[5], text(log.now + LEASE), first[1])
+  return commit(log, (log.now - tonumber(first[2]) > PENDING and '1 ' or '0 ') .. first[1], -1)
 end
 
 -- queue_settle: ends a lease. Doing it twice is doing it once.
--- arguments: (open), entry, 'done' | 'release', event or ''   reply: {"ok", ""} | {"done", ...}
+-- arguments: (open), entry, 'done' | 'release', event or ''   reply: "" | {"done", ...}
 local function queue_settle(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
   local entry = args[log.at]
-  local since = redis.call('HGET', keys[7], entry)
-  if args[log.at + 2] ~= '' and since then append(log, args[log.at + 2], -1) end
-  redis.call('ZREM', keys[6], entry)
-  redis.call('ZREM', keys[5], entry)
+  local since = redis_call('HGET', keys[6], entry)
+  if args[log.at + 2] ~= '' and since then append(log, args[log.at + 2]) end
+  redis_call('ZREM', keys[5], entry)
+  redis_call('ZREM', keys[4], entry)
   if args[log.at + 1] == 'release' and since then
-    redis.call('ZADD', keys[5], since, entry)
+    redis_call('ZADD', keys[4], since, entry)
   else
-    redis.call('HDEL', keys[7], entry)
+    redis_call('HDEL', keys[6], entry)
   end
-  return commit(log, '')
+  return commit(log, '', -1)
 end
 
 -- queue_read: who waits, longest first   keys: waiting   arguments: most entries   reply: {number waiting, entry, time ...}
 local function queue_read(keys, args)
-  local entries = redis.call('ZRANGE', keys[1], 0, tonumber(args[1]) - 1, 'WITHSCORES')
-  local reply = {text(redis.call('ZCARD', keys[1]))}
+  local entries = redis_call('ZRANGE', keys[1], 0, tonumber(args[1]) - 1, 'WITHSCORES')
+  local reply = {text(redis_call('ZCARD', keys[1]))}
   for i = 1, #entries do reply[i + 1] = entries[i] end
   return reply
 end

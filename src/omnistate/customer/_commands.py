@@ -52,8 +52,8 @@ def point(key: bytes, before: str, after: str) -> Command[bool]:
 def note(log: LogKeys, digest: str, identity: Identity, *, operation_id: str) -> Command[None]:
     event = b'{"type":"identity.linked","channel":%b' % _json(identity.channel)
 
-    def parse(reply: list[Any]) -> None:
-        if reply[0] == b"merged":
+    def parse(reply: Any) -> None:
+        if type(reply) is list and reply[0] == b"merged":
             raise merged_error(log, reply[1])
 
     arguments = (*opening(operation_id), digest, _json(identity), event)

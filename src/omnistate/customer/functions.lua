@@ -4,77 +4,77 @@
 -- identity_claim: whom the identity points to; `candidate` when it is new
 -- keys: identity   arguments: candidate   reply: {customer, '1' when the customer's own list is known to name it}
 local function identity_claim(keys, args)
-  local identity = redis.call('HMGET', keys[1], 'customer', 'confirmed')
+  local identity = redis_call('HMGET', keys[1], 'customer', 'confirmed')
   if identity[1] then return {identity[1], identity[2] or '0'} end
-  redis.call('HSET', keys[1], 'customer', args[1])
+  redis_call('HSET', keys[1], 'customer', args[1])
   return {args[1], '0'}
 end
 
 -- identity_point: moves the identity, or confirms that the customer's list names it
 -- keys: identity   arguments: from, to   reply: {"ok"} | {"moved", customer}
 local function identity_point(keys, args)
-  local customer = redis.call('HGET', keys[1], 'customer')
+  local customer = redis_call('HGET', keys[1], 'customer')
   if customer and customer ~= args[1] and customer ~= args[2] then return {'moved', customer} end
-  redis.call('HSET', keys[1], 'customer', args[2], 'confirmed', '1')
+  redis_call('HSET', keys[1], 'customer', args[2], 'confirmed', '1')
   return {'ok'}
 end
 
 -- customer_note: the customer's own list of identities
--- keys: the log's four, identities   arguments: (open), digest, identity as JSON, event
+-- keys: the log's three, identities   arguments: (open), digest, identity as JSON, event
 local function customer_note(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  if redis.call('HEXISTS', keys[5], args[log.at]) == 1 then return {'ok', ''} end
-  append(log, args[log.at + 2], -1)
-  redis.call('HSET', keys[5], args[log.at], args[log.at + 1])
-  return commit(log, position(log))
+  if redis_call('HEXISTS', keys[4], args[log.at]) == 1 then return '' end
+  append(log, args[log.at + 2])
+  redis_call('HSET', keys[4], args[log.at], args[log.at + 1])
+  return commit(log, position(log), -1)
 end
 
 -- customer_freeze: the beginning of a merge: from now on this customer's states are written nowhere but in `into`
--- keys: the log's four, index of documents, identities   arguments: (open), into, event, names of documents that can move
+-- keys: the log's three, index of documents, identities   arguments: (open), into, event, names of documents that can move
 -- reply: {"ok", "", number of documents, documents..., (digest, identity)...} | {"unknown", document} | {"merged", other}
 local function customer_freeze(keys, args)
   local log, reply = open(keys, args, true)
   if not log and reply[1] ~= 'done' then return reply end
-  local into = redis.call('HGET', keys[1], 'into')
-  local documents, known = redis.call('SMEMBERS', keys[5]), {}
+  local into = redis_call('HGET', keys[1], 'into')
+  local documents, known = redis_call('SMEMBERS', keys[4]), {}
   if log then
     if into and into ~= args[log.at] then return {'merged', into} end
     for i = log.at + 2, #args do known[args[i]] = true end
     for _, document in ipairs(documents) do
-      if not known[string.match(document, '^[^:]+')] then return {'unknown', document} end
+      if not known[match(document, '^[^:]+')] then return {'unknown', document} end
     end
     if not into then
-      append(log, args[log.at + 1], -1)
-      redis.call('HSET', keys[1], 'into', args[log.at])
+      append(log, args[log.at + 1])
+      redis_call('HSET', keys[1], 'into', args[log.at])
     end
-    commit(log, '')
+    commit(log, '', -1)
   end
   reply = {'ok', '', text(#documents)}
   for _, document in ipairs(documents) do reply[#reply + 1] = document end
-  for _, item in ipairs(redis.call('HGETALL', keys[6])) do reply[#reply + 1] = item end
+  for _, item in ipairs(redis_call('HGETALL', keys[5])) do reply[#reply + 1] = item end
   return reply
 end
 
 -- customer_documents: documents of a frozen customer   keys: meta, documents...   reply: {document...}
 local function customer_documents(keys)
   local reply = {}
-  for i = 2, #keys do reply[i - 1] = redis.call('HGETALL', keys[i]) end
+  for i = 2, #keys do reply[i - 1] = fields_of(keys[i]) end
   return reply
 end
 
 -- customer_empty: the end of a merge: what moved is removed. Doing it twice is doing it once.
 -- keys: meta, index of documents, identities, documents...
 local function customer_empty(keys)
-  if not redis.call('HGET', keys[1], 'into') then return {'ok'} end
-  for i = 2, #keys do redis.call('DEL', keys[i]) end
+  if not redis_call('HGET', keys[1], 'into') then return {'ok'} end
+  for i = 2, #keys do redis_call('DEL', keys[i]) end
   return {'ok'}
 end
 
 -- customer_read   keys: meta, identities   reply: {into or '', (digest, identity)...}
 local function customer_read(keys)
-  local reply = {redis.call('HGET', keys[1], 'into') or ''}
-  for _, item in ipairs(redis.call('HGETALL', keys[2])) do reply[#reply + 1] = item end
+  local reply = {redis_call('HGET', keys[1], 'into') or ''}
+  for _, item in ipairs(redis_call('HGETALL', keys[2])) do reply[#reply + 1] = item end
   return reply
 end
 

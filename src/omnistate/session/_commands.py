@@ -23,7 +23,7 @@ def start(log: LogKeys, session_id: str, channel: str, idle_ms: int, *, operatio
         "session_start",
         (*log.written, session_key(log, session_id)),
         (*opening(operation_id), channel, idle_ms, event),
-        lambda reply: int(reply[1]),
+        lambda reply: int(reply if type(reply) is bytes else reply[1]),
         operation_id,
     )
 

@@ -1,41 +1,41 @@
 -- Sessions: one visit or login on one channel. A session is a hash; its idle deadline is in it and is its TTL.
 
 -- session_start
--- keys: the log's four, session   arguments: (open), channel, idle in ms, event   reply: {"ok", deadline} | {"done", ...}
+-- keys: the log's three, session   arguments: (open), channel, idle in ms, event   reply: deadline | {"done", ...}
 local function session_start(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   local idle = tonumber(args[log.at + 1])
   local deadline = text(log.now + idle)
-  append(log, args[log.at + 2], log.now + idle)
-  redis.call('HSET', keys[5], 'channel', args[log.at], 'idle', args[log.at + 1], 'deadline', deadline,
+  append(log, args[log.at + 2])
+  redis_call('HSET', keys[4], 'channel', args[log.at], 'idle', args[log.at + 1], 'deadline', deadline,
     'started', text(log.now))
-  redis.call('PEXPIRE', keys[5], idle)
-  return commit(log, deadline)
+  redis_call('PEXPIRE', keys[4], idle)
+  return commit(log, deadline, log.now + idle)
 end
 
 -- session_touch: moves the idle deadline. Doing it twice is doing it once, so there is no operation id and no event.
 -- keys: session   reply: {"ok", deadline, channel} | {"absent"}
 local function session_touch(keys)
-  local session = redis.call('HMGET', keys[1], 'idle', 'deadline', 'channel')
+  local session = redis_call('HMGET', keys[1], 'idle', 'deadline', 'channel')
   local now = milliseconds()
   if not session[1] or tonumber(session[2]) <= now then return {'absent'} end
   local deadline = text(now + tonumber(session[1]))
-  redis.call('HSET', keys[1], 'deadline', deadline)
-  redis.call('PEXPIRE', keys[1], session[1])
+  redis_call('HSET', keys[1], 'deadline', deadline)
+  redis_call('PEXPIRE', keys[1], session[1])
   return {'ok', deadline, session[3]}
 end
 
 -- session_end
--- keys: the log's four, session   arguments: (open), event   reply: {"ok", channel} | {"absent"} | {"done", ...}
+-- keys: the log's three, session   arguments: (open), event   reply: channel | {"absent"} | {"done", ...}
 local function session_end(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  local channel = redis.call('HGET', keys[5], 'channel')
+  local channel = redis_call('HGET', keys[4], 'channel')
   if not channel then return {'absent'} end
-  append(log, args[log.at], 0)
-  redis.call('DEL', keys[5])
-  return commit(log, channel)
+  append(log, args[log.at])
+  redis_call('DEL', keys[4])
+  return commit(log, channel, 0)
 end
 
 define('session_start', session_start)

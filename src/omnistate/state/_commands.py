@@ -11,9 +11,9 @@ import msgspec
 from omnistate.errors import InvalidValue, OperationIdReused, SchemaMismatch, ValueTooLarge
 from omnistate.state._model import ANY, Expect, Precondition
 from omnistate.state._schema import CODEC, HEADER, Flat
-from omnistate.store import LONGEST_LOG, Argument, Command, LogKeys, Position, merged_error, opening
+from omnistate.store import Argument, Command, LogKeys, Position, merged_error, opening, spell_operation
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 256 * 1024  # as in functions.lua
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
 
@@ -107,8 +107,8 @@ def write(
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    arguments: list[Argument] = [len(ids), *ids, digest, LONGEST_LOG, target.entry, _expected(expect), turn]
-    arguments += ("replace" if patch.replace else "patch", ttl_ms, MAX_BYTES, CODEC, target.head + event, tail)
+    arguments: list[Argument] = [len(ids), *map(spell_operation, ids), digest, target.entry, _expected(expect), turn]
+    arguments += ("replace" if patch.replace else "patch", ttl_ms, CODEC, target.head + event, tail)
     arguments.append(2 * len(patch.sets))
     for item in patch.sets.items():
         arguments += item
@@ -118,10 +118,10 @@ def write(
     for step in patch.steps:
         arguments += step
 
-    def parse(reply: list[Any]) -> Reply:
+    def parse(reply: bytes | list[Any]) -> Reply:
+        if isinstance(reply, bytes):
+            return _stored(reply)
         word = reply[0]
-        if word == b"ok":
-            return _stored(reply[1])
         if word == b"wait":
             return Wait()
         if word == b"large":
@@ -136,9 +136,9 @@ def write(
 def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> Command[Reply | None]:
     """None: there was no document."""
 
-    def parse(reply: list[Any]) -> Reply | None:
-        if reply[0] == b"ok":
-            return _stored(reply[1])
+    def parse(reply: bytes | list[Any]) -> Reply | None:
+        if isinstance(reply, bytes):
+            return _stored(reply)
         return None if reply[0] == b"absent" else _not_written(target, reply)
 
     event = target.head.replace(b"state.changed", b"state.deleted", 1)
@@ -152,7 +152,7 @@ def _expected(expect: Precondition) -> str:
 
 def _stored(header: bytes) -> Stored:
     first, *sums = header.split(b"\n")
-    offset, epoch = first.split(b" ", 2)[:2]
+    offset, epoch = first.split(b" ")
     return Stored(Position(epoch.decode(), int(offset)), tuple(sums))
 
 
@@ -163,7 +163,7 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
     if word == b"done":
         return Done([_stored(result) if result else None for result in reply[1:]])
     if word == b"reused":
-        raise OperationIdReused(reply[1].decode())
+        raise OperationIdReused(reply[1].decode().removeprefix("o:"))
     raise merged_error(target.log, reply[1])
 
 
@@ -176,7 +176,7 @@ def _held(fields: list[bytes]) -> Held:
                 "a stored document has no header: it was not written by omnistate and was left untouched"
             )
         return Held(None, flat)
-    offset, epoch, _, codec = header.split(b" ", 3)
+    offset, epoch, _, _, _, codec = header.split(b" ", 5)
     if codec != CODEC.encode():
         raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
     return Held(Position(epoch.decode(), int(offset)), flat)

@@ -1,16 +1,32 @@
 -- Documents. A document is a hash: a header under '@', one field per field of the class, one per entry of a mapping.
 -- Values are opaque bytes. The index is a set that names the documents of a log's owner, for merge, export and erasure; an
--- expired document may still be named there. Header: "<offset> <epoch> <bytes> <codec> <class version>".
+-- expired document may still be named there.
+-- Header: "<offset> <epoch> <bytes> <deadline> <collected> <codec> <class version>". The deadline is what counts, 0 for
+-- none; `collected` is the key's own time-out, which is later and only collects the garbage, so it is rarely renewed.
+
+local MOST_BYTES = 262144
+local HEADER = '^(%d+ %x+) (%d+) (%d+) (%d+)'
+
+-- Version, bytes and collection time of a document that is there at `now`; nil for none. An expired one is removed.
+local function look(document, header, now)
+  if not header then return nil end
+  local version, bytes, deadline, collected = match(header, HEADER)
+  if deadline ~= '0' and tonumber(deadline) <= now then
+    redis_call('DEL', document)
+    return nil
+  end
+  return version, tonumber(bytes), tonumber(collected)
+end
 
 local function refused(document, reason)
-  return {'conflict', redis.call('HGETALL', document), reason or 'version'}
+  return {'conflict', redis_call('HGETALL', document), reason or 'version'}
 end
 
 -- expected: '*' any, '-' absent, or "<offset> <epoch>", the version that the document must have.
-local function meets(header, expected)
+local function meets(version, expected)
   if expected == '*' then return true end
-  if expected == '-' then return not header end
-  return header and string.sub(header, 1, #expected + 1) == expected .. ' '
+  if expected == '-' then return not version end
+  return version == expected
 end
 
 -- Turns: a writer that has lost several races may keep others off the document for a moment, so that none starves. A turn
@@ -18,140 +34,149 @@ end
 local TURN = 50  -- milliseconds
 
 local function others_turn(log, entry, token)
-  if not log.turn then return false end
-  local what, whose, ends = string.match(log.turn, '^(%S+) (%S+) (%d+)$')
+  local what, whose, ends = match(log.turn, '^(%S+) (%S+) (%d+)$')
   local left = tonumber(ends) - log.now
   return what == entry and whose ~= token and left > 0 and left <= TURN
 end
 
-local function give_turn(log, entry, token)
-  if token ~= '' then redis.call('HSET', log.keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(log.now + TURN)) end
-end
-
--- Reads `count` arguments from `at`; returns them and the index after them.
-local function take(args, at)
-  local count, list = tonumber(args[at]), {}
-  for i = 1, count do list[i] = args[at + i] end
-  return list, at + count + 1
-end
-
--- What a patch would touch, as it is now: header first, then the value of each touched field.
-local function before(document, sets, drops, steps)
-  local names = {'@'}
-  for i = 1, #sets, 2 do names[#names + 1] = sets[i] end
-  for i = 1, #drops do names[#names + 1] = drops[i] end
-  for i = 1, #steps, 3 do names[#names + 1] = steps[i] end
-  return names, redis.call('HMGET', document, unpack(names))
-end
-
 -- Integers that are safe in every language that will read them: up to 2^53.
 local function sum(value, amount)
-  local number = value and tonumber(value) or 0
-  if value and not string.find(value, '^-?%d+$') then return nil end
+  local number = 0
+  if value then
+    if not find(value, '^-?%d+$') then return nil end
+    number = tonumber(value)
+  end
   local total = number + tonumber(amount)
   if total > 9007199254740991 or total < -9007199254740991 then return nil end
   return text(total)
 end
 
--- Fills in the sums: steps are {field, amount, text of the event before the sum}. Returns the index of a bad step.
-local function add_up(names, old, sets, drops, steps, event)
-  local first = 1 + #sets / 2 + #drops
-  for i = 1, #steps, 3 do
-    local at = first + (i + 2) / 3
-    local total = sum(old[at], steps[i + 1])
-    if not total then return nil, steps[i] end
-    sets[#sets + 1], sets[#sets + 2] = steps[i], total
-    event[#event + 1], event[#event + 2] = steps[i + 2], total
+-- What a patch would write: HSET's arguments after the header's place, the bytes afterwards, the event.
+-- names: fields as they come in the patch; old: their present values, from index 2 on. Returns nil and a bad field.
+local function plan(args, at, old, bytes, event)
+  local write, seen = {false, '@', false}, 1
+  local count = tonumber(args[at])
+  for i = at + 1, at + count, 2 do
+    local name, value = args[i], args[i + 1]
+    seen = seen + 1
+    local before = old[seen]
+    bytes = bytes + #value + (before and -#before or #name)
+    write[#write + 1], write[#write + 2] = name, value
   end
-  return true
+  at = at + count + 1
+  local drops, dropped = tonumber(args[at]), nil
+  if drops > 0 then
+    dropped = {}
+    for i = 1, drops do
+      seen = seen + 1
+      dropped[i] = args[at + i]
+      if old[seen] then bytes = bytes - #old[seen] - #dropped[i] end
+    end
+  end
+  at = at + drops + 1
+  local sums = ''
+  for i = at + 1, at + tonumber(args[at]), 3 do
+    local name = args[i]
+    seen = seen + 1
+    local before = old[seen]
+    local total = sum(before, args[i + 1])
+    if not total then return nil, name end
+    bytes = bytes + #total + (before and -#before or #name)
+    write[#write + 1], write[#write + 2] = name, total
+    event, sums = event .. args[i + 2] .. total, sums .. '\n' .. total
+  end
+  return write, dropped, bytes, event, sums
 end
 
--- Bytes of a document after a patch. `old` holds sets, drops and steps in the order of `before`.
-local function size_after(bytes, count, old, sets, drops)
-  local steps_at = 1 + count / 2
-  for i = 1, #sets, 2 do
-    local at = 1 + (i + 1) / 2
-    if i > count then at = at + #drops end
-    bytes = bytes + #sets[i + 1] - (old[at] and #old[at] or -#sets[i])
-  end
-  for i = 1, #drops do
-    local value = old[steps_at + i]
-    if value then bytes = bytes - #value - #drops[i] end
-  end
-  return bytes
+-- The present values of the fields that a patch touches, behind the header.
+local function touched(document, args, at)
+  local names = {'@'}
+  local count = tonumber(args[at])
+  for i = at + 1, at + count, 2 do names[#names + 1] = args[i] end
+  at = at + count + 1
+  count = tonumber(args[at])
+  for i = at + 1, at + count do names[#names + 1] = args[i] end
+  at = at + count + 1
+  for i = at + 1, at + tonumber(args[at]), 3 do names[#names + 1] = args[i] end
+  return redis_call('HMGET', document, unpack(names))
 end
 
 -- state_write: patch or replace a document
--- keys: the log's four, document, index of documents
--- arguments: (open), index entry, expected, turn token or '', 'patch' | 'replace', ttl in ms or 0, most bytes,
---   codec and class version, event head, event tail, sets (field, value ...), drops (field ...),
---   steps (field, amount, event text ...)
--- reply: {"ok", header and, with steps, a line for each sum} | {"conflict", document, "version" | "turn"} | {"done", header...} | {"large", bytes} | {"not_integer", field}
---   {"wait"}: it is another writer's turn
+-- keys: the log's three, document, index of documents
+-- arguments: (open), index entry, expected, turn token or '', 'patch' | 'replace', ttl in ms or 0, codec and class
+--   version, event head, event tail, sets (count, field, value ...), drops (count, field ...),
+--   steps (count, field, amount, event text ...)
+-- reply: "header", with a line for each sum | {"conflict", document, "version" | "turn"} | {"done", header...}
+--   | {"large", bytes} | {"not_integer", field} | {"wait"}: it is another writer's turn
 local function state_write(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  local document, entry, at = keys[5], args[log.at], log.at + 1
-  local expected, token, replace = args[at], args[at + 1], args[at + 2] == 'replace'
-  local ttl, most = tonumber(args[at + 3]), tonumber(args[at + 4])
-  local kind, event, tail = args[at + 5], {args[at + 6]}, args[at + 7]
-  if others_turn(log, entry, token) then return expected == '*' and {'wait'} or refused(document, 'turn') end
-  local sets, drops, steps
-  sets, at = take(args, at + 8)
-  drops, at = take(args, at)
-  steps = take(args, at)
-
-  local count = #sets
-  local names, old
-  if replace then old = {redis.call('HGET', document, '@')} else names, old = before(document, sets, drops, steps) end
-  local header = old[1]
-  if not meets(header, expected) then
-    give_turn(log, entry, token)
+  local document, at, now = keys[4], log.at, log.now
+  local expected, token, replace, ttl = args[at + 1], args[at + 2], args[at + 3] == 'replace', tonumber(args[at + 4])
+  if log.turn and others_turn(log, args[at], token) then
+    return expected == '*' and {'wait'} or refused(document, 'turn')
+  end
+  local old = replace and {redis_call('HGET', document, '@')} or touched(document, args, at + 8)
+  local version, bytes, collected = look(document, old[1], now)
+  if not meets(version, expected) then
+    if token ~= '' then redis_call('HSET', keys[1], 'turn', args[at] .. ' ' .. token .. ' ' .. text(now + TURN)) end
     return refused(document)
   end
-  if #steps > 0 then
-    local fine, bad = add_up(names, old, sets, drops, steps, event)
-    if not fine then return {'not_integer', bad} end
-  end
-  local bytes = 0
-  if header and not replace then bytes = tonumber(string.match(header, '^%d+ %x+ (%d+)')) end
-  bytes = size_after(bytes, count, replace and {} or old, sets, drops)
-  if bytes > most then return {'large', text(bytes)} end
+  if not version or replace then old, bytes = {}, 0 end
+  local write, dropped, event, sums
+  write, dropped, bytes, event, sums = plan(args, at + 8, old, bytes, args[at + 6])
+  if not write then return {'not_integer', dropped} end
+  if bytes > MOST_BYTES then return {'large', text(bytes)} end
 
-  event[#event + 1] = tail
-  append(log, table.concat(event), ttl > 0 and log.now + ttl or -1)
-  header = position(log) .. ' ' .. text(bytes) .. ' ' .. kind
-  if replace then redis.call('DEL', document) end
-  redis.call('HSET', document, '@', header, unpack(sets))
-  if #drops > 0 then redis.call('HDEL', document, unpack(drops)) end
-  if ttl > 0 then redis.call('PEXPIRE', document, ttl) end
-  if not old[1] then redis.call('SADD', keys[6], entry) end
-  if token ~= '' then redis.call('HDEL', keys[1], 'turn') end
-  for i = count + 2, #sets, 2 do header = header .. '\n' .. sets[i] end
-  return commit(log, header)
+  append(log, event .. args[at + 7])
+  local deadline = ttl > 0 and now + ttl or 0
+  local renew = ttl > 0 and (replace or not collected or deadline > collected)
+  if renew then collected = deadline + ttl / 16 + 1000 end
+  local header = position(log) .. ' ' .. text(bytes) .. ' ' .. text(deadline) .. ' ' .. text(collected or 0) .. ' '
+  if replace and version then redis_call('DEL', document) end
+  write[1], write[3] = document, header .. args[at + 5]
+  redis_call('HSET', unpack(write))
+  if dropped then redis_call('HDEL', document, unpack(dropped)) end
+  if renew then redis_call('PEXPIREAT', document, text(collected)) end
+  if not version then redis_call('SADD', keys[5], args[at]) end
+  if token ~= '' then redis_call('HDEL', keys[1], 'turn') end
+  return commit(log, position(log) .. sums, ttl > 0 and collected or -1)
 end
 
 -- state_delete: remove a document
--- keys: the log's four, document, index of documents   arguments: (open), index entry, expected, event
--- reply: {"ok", "<offset> <epoch>"} | {"absent"} | {"conflict", document} | {"done", ...}
+-- keys: the log's three, document, index of documents   arguments: (open), index entry, expected, event
+-- reply: "<offset> <epoch>" | {"absent"} | {"conflict", document, "version"} | {"done", ...}
 local function state_delete(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  local expected, header = args[log.at + 1], redis.call('HGET', keys[5], '@')
-  if not meets(header, expected) then return refused(keys[5]) end
-  if not header then return {'absent'} end
-  append(log, args[log.at + 2], 0)
-  redis.call('DEL', keys[5])
-  redis.call('SREM', keys[6], args[log.at])
-  return commit(log, position(log))
+  local document, at = keys[4], log.at
+  local version = look(document, redis_call('HGET', document, '@'), log.now)
+  if not meets(version, args[at + 1]) then return refused(document) end
+  if not version then return {'absent'} end
+  append(log, args[at + 2])
+  redis_call('DEL', document)
+  redis_call('SREM', keys[5], args[at])
+  return commit(log, position(log), 0)
+end
+
+-- The fields of a document, none when its deadline has passed.
+local function fields_of(document)
+  local fields = redis_call('HGETALL', document)
+  for i = 1, #fields, 2 do
+    if fields[i] == '@' then
+      local _, _, deadline = match(fields[i + 1], HEADER)
+      if deadline ~= '0' and tonumber(deadline) <= milliseconds() then return {} end
+    end
+  end
+  return fields
 end
 
 -- state_read: a document with the log's position of the same moment
 -- keys: meta, document   reply: {"ok", epoch, offset, document} | {"merged", customer}
 local function state_read(keys)
-  local meta = redis.call('HMGET', keys[1], 'epoch', 'offset', 'into')
-  if meta[3] then return {'merged', meta[3]} end
-  return {'ok', meta[1] or '', meta[2] or '0', redis.call('HGETALL', keys[2])}
+  local epoch, offset, into = read_meta(keys[1])
+  if into then return {'merged', into} end
+  return {'ok', epoch or '', offset, fields_of(keys[2])}
 end
 
 define('state_write', state_write)

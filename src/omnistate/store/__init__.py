@@ -10,7 +10,17 @@ from omnistate.store._inbox import Inbox
 from omnistate.store._keys import Keyspace, LogKeys, decode_id, encode_id
 from omnistate.store._library import library
 from omnistate.store._link import Link
-from omnistate.store._log import LONGEST_LOG, MAX_PAGE, Entry, Page, merged_error, open_log, opening, read_log
+from omnistate.store._log import (
+    LONGEST_LOG,
+    MAX_PAGE,
+    Entry,
+    Page,
+    merged_error,
+    open_log,
+    opening,
+    read_log,
+    spell_operation,
+)
 from omnistate.store._position import Position
 from omnistate.store._url import Endpoint, parse_url
 
@@ -47,4 +57,5 @@ __all__ = [
     "read_log",
     "run",
     "running_url",
+    "spell_operation",
 ]

@@ -143,7 +143,8 @@ class Feed:
             try:
                 connection = await self._link.dial()
             except (OSError, ConnectionLost, StoreError):
-                await asyncio.sleep(pause * (0.5 + random.random()))
+                # Writers are served again as soon as the link is back, and a log holds only so many entries: do not lag.
+                await self._link.wait_until_connected(pause * (0.5 + random.random()))
                 pause = min(pause * 2, 1.0)
                 continue
             pause = 0.02

@@ -50,7 +50,6 @@ class LogKeys:
     prefix: bytes
     meta: bytes
     log: bytes
-    operations: tuple[bytes, bytes]
     written: tuple[bytes, ...]  # declared by every write, in this order
 
     @property
@@ -66,8 +65,7 @@ class LogKeys:
 def _log_keys(tenant: str, tag: str) -> LogKeys:
     prefix = f"omni:{tenant}:{{{tag}}}:".encode()
     meta, log = prefix + b"meta", prefix + b"log"
-    operations = (prefix + b"ops:0", prefix + b"ops:1")
-    return LogKeys(prefix, meta, log, operations, (meta, log, *operations))
+    return LogKeys(prefix, meta, log, (meta, log, prefix + b"older"))
 
 
 class Keyspace:

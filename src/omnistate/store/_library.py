@@ -15,8 +15,18 @@ VERSION = 1
 _SLICES = ("store", "state", "session", "conversation", "customer")
 _PRELUDE = """#!lua name={name}
 local READS = {{'no-writes'}}
+-- Looking up a global costs as much as a short command, and none of these is there while the library is loaded.
+local redis_call, format, match, find, sub, tonumber, unpack, ipairs
+local function prepare()
+  redis_call, format, match, find, sub = redis.call, string.format, string.match, string.find, string.sub
+  tonumber, unpack, ipairs = _G.tonumber, _G.unpack, _G.ipairs
+end
 local function define(name, callback, flags)
-  redis.register_function{{function_name = '{name}_' .. name, callback = callback, flags = flags}}
+  local function run(keys, args)
+    if not redis_call then prepare() end
+    return callback(keys, args)
+  end
+  redis.register_function{{function_name = '{name}_' .. name, callback = run, flags = flags}}
 end
 """
 

@@ -7,6 +7,7 @@ unknown at the deadline raises `AmbiguousWrite`; a command that never left raise
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -52,6 +53,7 @@ class Link:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
         self._waiting = 0
+        self._opened = asyncio.Event()
         self._last_error = "not connected yet"
 
     async def execute(self, command: Command[T]) -> T:
@@ -84,6 +86,12 @@ class Link:
             connection.close()
             raise
         return connection
+
+    async def wait_until_connected(self, seconds: float) -> None:
+        """Returns as soon as a new connection is made here, and after so many seconds at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
 
     async def close(self) -> None:
         if self._connecting is not None:
@@ -190,6 +198,8 @@ class Link:
                 self._last_error = _reason(error)
             else:
                 self._connection = connection
+                self._opened.set()
+                self._opened.clear()
                 return connection
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, _LONGEST_PAUSE)

@@ -10,7 +10,9 @@ from omnistate.store._command import Argument, Command
 from omnistate.store._keys import LogKeys, decode_id
 from omnistate.store._position import Position
 
-LONGEST_LOG = 1000  # entries kept for subscribers that come back; conversations keep their messages apart
+LONGEST_LOG = (
+    1000  # as in functions.lua: entries kept for subscribers that come back; conversations keep their messages apart
+)
 MAX_PAGE = 300  # entries of one reply; who missed more reads the state again
 
 
@@ -35,9 +37,14 @@ class Page:
         return Position(self.epoch, self.top)
 
 
+def spell_operation(operation_id: str) -> str:
+    """An operation id as it is stored: beside fields of ours, so it gets a prefix."""
+    return "o:" + operation_id
+
+
 def opening(operation_id: str, digest: str = "") -> tuple[Argument, ...]:
     """The arguments with which every write begins."""
-    return (1, operation_id, digest, LONGEST_LOG)
+    return (1, spell_operation(operation_id), digest)
 
 
 def open_log(keys: LogKeys) -> Command[Position]:
