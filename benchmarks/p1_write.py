@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import subprocess
@@ -12,11 +13,12 @@ from typing import Any
 
 import omnistate
 import peers
-from harness import ROUNDS, median, run, server, throughput
-from omnistate.store import Keyspace, library
+from harness import CLIENT_CORE, ROUNDS, median, run, server, throughput
+from omnistate.store import Command, library
 
 CALLERS, CUSTOMERS, SECONDS = 64, 10_000, 1.5
 LINES = 12
+CUSTOMER = "__customer__"
 
 
 class Cart(omnistate.State, ttl=timedelta(days=7)):
@@ -33,37 +35,47 @@ def a_cart() -> Cart:
     return Cart(items={f"product-{number:04}-large": number for number in range(LINES)}, note="n" * 700)
 
 
-def limit(port: int) -> float:
-    """redis-benchmark on our function: what this server does at most, with no client of ours in the way."""
-    keys = Keyspace("limit").customer("__rand_int__")
-    names = [key.decode() for key in (*keys.written, keys.key("doc", "Cart"), keys.key("docs"))]
-    function = library().function("state_write").decode()
-    arguments = ["1", "op-__rand_int__", "", "1000", "Cart", "*", "", "patch", str(7 * 86400_000), "262144", "json 1"]
-    arguments += [
-        '{"type":"state.changed","state":"Cart"',
-        "}}",
-        "0",
-        "0",
-        "3",
-        "items:cup",
-        "1",
-        ',"put":{"items":{"cup":',
-    ]
-    command = ["taskset", "-c", "1", "redis-benchmark", "-p", str(port), "-c", "50", "-P", "64", "-n", "250000"]
-    command += ["-r", str(CUSTOMERS), "--csv", "FCALL", function, str(len(names)), *names, *arguments]
+def customer(number: int) -> str:
+    return f"customer-{number:012}"  # as redis-benchmark spells its random numbers
+
+
+def limit(port: int, increment: Command[Any]) -> float:
+    """redis-benchmark on the same call and the same customers: what the server does with no client of ours in the way."""
+    words = [b"FCALL", library().function(increment.function), str(len(increment.keys)).encode(), *increment.keys]
+    words += [word if isinstance(word, bytes) else str(word).encode() for word in increment.arguments]
+    random_ids = [word.replace(CUSTOMER.encode(), customer(0)[:-12].encode() + b"__rand_int__") for word in words]
+    command = ["taskset", "-c", str(CLIENT_CORE), "redis-benchmark", "-p", str(port), "-c", "50", "-P", "64"]
+    command += ["-n", "200000", "-r", str(CUSTOMERS), "--csv", *(word.decode() for word in random_ids)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     return float(re.findall(r'"([\d.]+)"', said)[-7])  # requests a second, and six latencies after it
+
+
+async def an_increment(cart: Any) -> Command[Any]:
+    """The command that `increment` sends, caught on its way."""
+    caught: list[Command[Any]] = []
+
+    async def catch(command: Command[Any]) -> Any:
+        caught.append(command)
+        raise omnistate.StoreUnavailable("caught")
+
+    link = cart._services.link
+    link.execute = catch
+    with contextlib.suppress(omnistate.StoreUnavailable):
+        await cart.increment("items", "cup", operation_id="__rand_int__")
+    del link.execute
+    return caught[0]
 
 
 async def measure(port: int) -> dict[str, Any]:
     ids = count()
     chance = random.Random(1)
-    names = [f"customer-{number}" for number in range(CUSTOMERS)]
+    names = [customer(number) for number in range(CUSTOMERS)]
     found: dict[str, list[float]] = {}
     async with omnistate.connect(f"redis://127.0.0.1:{port}") as omni:
         carts = [omni.customer(name).state(Cart) for name in names]
         for cart in carts:
             await cart.set(a_cart())
+        increment = await an_increment(omni.customer(CUSTOMER).state(Cart))
         r = peers.client(port, CALLERS)
         for name in names:
             await r.set(f"{{{name}}}:doc", peers.encode({"items": a_cart().items, "note": "n" * 700, "visits": 0}))
@@ -87,7 +99,7 @@ async def measure(port: int) -> dict[str, Any]:
             for name, call in cases.items():
                 rate, _ = await throughput(call, callers=CALLERS, seconds=SECONDS)
                 found.setdefault(name, []).append(rate)
-            found.setdefault("limit", []).append(limit(port))
+            found.setdefault("limit", []).append(limit(port, increment))
         await r.aclose()
     rates = {name: median(values) for name, values in found.items()}
     return {

@@ -129,7 +129,6 @@ class Customer:
     async def _merge_document(self, kind: type[State], other_id: str, fields: list[bytes]) -> None:
         schema = schema_of(kind)
         flat = dict(zip(fields[::2], fields[1::2], strict=True))
-        flat.pop(b"@", None)
         theirs = schema.decode(schema.join(flat))
         operation_id = f"merge:{encode_id(other_id)[:128]}:{schema.name}"
         handle = self.state(kind)

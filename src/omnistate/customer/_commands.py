@@ -29,7 +29,7 @@ _decode_identity = msgspec.json.Decoder(Identity).decode
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """What a customer who is merged away leaves to move: index entries of documents, identities by digest."""
+    """What a customer who is merged away leaves to move: names of documents, identities by digest."""
 
     documents: list[str]
     identities: dict[str, Identity]
@@ -67,7 +67,7 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
         if reply[0] == b"merged":
             raise CustomerMerged(customer, into=reply[1].decode())
         if reply[0] == b"unknown":
-            name = reply[1].decode().partition(":")[0]
+            name = reply[1].decode().removeprefix("doc:").partition(":")[0]
             raise InvalidInput(
                 f"customer {customer} has a {name}, and no class of that name is imported here: "
                 "import it, so that its merge method can run. Nothing has changed"
@@ -75,20 +75,28 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
         end = 3 + int(reply[2])
         pairs = zip(reply[end::2], reply[end + 1 :: 2], strict=True)
         identities = {digest.decode(): _decode_identity(identity) for digest, identity in pairs}
-        return Frozen([entry.decode() for entry in reply[3:end]], identities)
+        return Frozen([entry.decode().removeprefix("doc:") for entry in reply[3:end]], identities)
 
-    keys = (*log.written, log.key("docs"), identities_key(log))
+    keys = (*log.written, identities_key(log))
     return Command("customer_freeze", keys, (*opening(operation_id), into, event, *known), parse, operation_id)
 
 
-def documents(log: LogKeys, entries: Sequence[str]) -> Command[list[list[bytes]]]:
+def documents(log: LogKeys, names: Sequence[str]) -> Command[list[list[bytes]]]:
     """The hash fields of a frozen customer's documents."""
-    return Command("customer_documents", (log.meta, *(log.key("doc", entry) for entry in entries)), (), list)
+    return Command("customer_documents", (log.meta, *_documents(log, names)), _headers(names), list)
 
 
-def empty(log: LogKeys, entries: Sequence[str]) -> Command[None]:
-    keys = (log.meta, log.key("docs"), identities_key(log), *(log.key("doc", entry) for entry in entries))
-    return Command("customer_empty", keys, (), lambda _: None)
+def empty(log: LogKeys, names: Sequence[str]) -> Command[None]:
+    keys = (log.meta, log.written[3], identities_key(log), *_documents(log, names))
+    return Command("customer_empty", keys, _headers(names), lambda _: None)
+
+
+def _documents(log: LogKeys, names: Sequence[str]) -> list[bytes]:
+    return [log.key("doc", name) for name in names]
+
+
+def _headers(names: Sequence[str]) -> list[str]:
+    return ["doc:" + name for name in names]
 
 
 def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:

@@ -20,18 +20,18 @@ local function identity_point(keys, args)
 end
 
 -- customer_note: the customer's own list of identities
--- keys: the log's three, identities   arguments: (open), digest, identity as JSON, event
+-- keys: the log's four, identities   arguments: (open), digest, identity as JSON, event
 local function customer_note(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  if redis_call('HEXISTS', keys[4], args[log.at]) == 1 then return '' end
+  if redis_call('HEXISTS', keys[5], args[log.at]) == 1 then return '' end
   append(log, args[log.at + 2])
-  redis_call('HSET', keys[4], args[log.at], args[log.at + 1])
-  return commit(log, position(log), -1)
+  redis_call('HSET', keys[5], args[log.at], args[log.at + 1])
+  return commit(log, log.position, -1)
 end
 
 -- customer_freeze: the beginning of a merge: from now on this customer's states are written nowhere but in `into`
--- keys: the log's three, index of documents, identities   arguments: (open), into, event, names of documents that can move
+-- keys: the log's four, identities   arguments: (open), into, event, names of documents that can move
 -- reply: {"ok", "", number of documents, documents..., (digest, identity)...} | {"unknown", document} | {"merged", other}
 local function customer_freeze(keys, args)
   local log, reply = open(keys, args, true)
@@ -42,7 +42,7 @@ local function customer_freeze(keys, args)
     if into and into ~= args[log.at] then return {'merged', into} end
     for i = log.at + 2, #args do known[args[i]] = true end
     for _, document in ipairs(documents) do
-      if not known[match(document, '^[^:]+')] then return {'unknown', document} end
+      if not known[match(document, '^doc:([^:]+)')] then return {'unknown', document} end
     end
     if not into then
       append(log, args[log.at + 1])
@@ -56,18 +56,26 @@ local function customer_freeze(keys, args)
   return reply
 end
 
--- customer_documents: documents of a frozen customer   keys: meta, documents...   reply: {document...}
-local function customer_documents(keys)
-  local reply = {}
-  for i = 2, #keys do reply[i - 1] = fields_of(keys[i]) end
+-- customer_documents: documents of a frozen customer
+-- keys: meta, documents...   arguments: their entries   reply: {fields of a document...}, none where it has expired
+local function customer_documents(keys, args)
+  local reply, now = {}, milliseconds()
+  for i = 1, #args do
+    local version = look(redis_call('HGET', keys[1], args[i]), now)
+    reply[i] = version and redis_call('HGETALL', keys[i + 1]) or {}
+  end
   return reply
 end
 
 -- customer_empty: the end of a merge: what moved is removed. Doing it twice is doing it once.
--- keys: meta, index of documents, identities, documents...
-local function customer_empty(keys)
+-- keys: meta, docs, identities, documents...   arguments: entries of the documents
+local function customer_empty(keys, args)
   if not redis_call('HGET', keys[1], 'into') then return {'ok'} end
-  for i = 2, #keys do redis_call('DEL', keys[i]) end
+  for i = 3, #keys do redis_call('DEL', keys[i]) end
+  for i = 1, #args do
+    redis_call('HDEL', keys[1], args[i])
+    redis_call('SREM', keys[2], args[i])
+  end
   return {'ok'}
 end
 

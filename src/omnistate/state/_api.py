@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict
+from omnistate.errors import Conflict, InvalidValue
 from omnistate.state._commands import (
     Done,
     Held,
@@ -49,6 +49,7 @@ from omnistate.store import (
 P = ParamSpec("P")
 R = TypeVar("R")
 _MOST_TURNS = 1000
+_MOST_SUM = 2**53 - 1  # as in functions.lua
 _json = msgspec.json.Encoder().encode
 
 
@@ -91,7 +92,7 @@ def target_of(log: LogKeys, name: str, origin: Origin, owner: tuple[str, str] | 
     head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
     if owner is not None:
         head += b',"owner":' + _json(":".join(owner))
-    return Target(log, document, name, head + origin.members(), (*log.written, document, log.key("docs")), entry)
+    return Target(log, document, name, head + origin.members(), (*log.written, document), "doc:" + entry)
 
 
 class StateHandle(Generic[AnyState]):
@@ -208,6 +209,8 @@ class StateHandle(Generic[AnyState]):
         What is absent counts as 0. Never conflicts. Raises `InvalidValue` beyond 2^53.
         """
         name = self._schema.counter(field, key)
+        if not -_MOST_SUM <= by <= _MOST_SUM:
+            raise InvalidValue(f"cannot add {by} to {self._schema.name}.{field}: the limit is 2^53")
         mapped, _, entry = name.partition(b":")
         text, tail = b',"set":{"' + name + b'":', b"}"
         if key is not None:
@@ -216,14 +219,14 @@ class StateHandle(Generic[AnyState]):
         ids = [operation_id or new_operation_id()]
         command = write(
             self._target,
-            Patch({}, steps=[(name, by, text)]),
+            Patch({}, step=(name, by, text)),
             b"",
             ids=ids,
             ttl_ms=self._schema.ttl_ms,
             digest=digest,
             tail=tail,
         )
-        return int(self._written(await self._execute(command)).sums[0])
+        return self._written(await self._execute(command)).sum
 
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
         """The value now, then every change, as long as you iterate.

@@ -10,7 +10,7 @@ import msgspec
 
 from omnistate.errors import InvalidValue, OperationIdReused, SchemaMismatch, ValueTooLarge
 from omnistate.state._model import ANY, Expect, Precondition
-from omnistate.state._schema import CODEC, HEADER, Flat
+from omnistate.state._schema import CODEC, Flat
 from omnistate.store import Argument, Command, LogKeys, Position, merged_error, opening, spell_operation
 
 MAX_BYTES = 256 * 1024  # as in functions.lua
@@ -26,7 +26,7 @@ class Target:
     name: str
     head: bytes  # the beginning of every event about it, a JSON object without its closing brace
     keys: tuple[bytes, ...]
-    entry: str  # its name in the index of documents
+    entry: str  # the field of its header
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Read:
 @dataclass(frozen=True, slots=True)
 class Stored:
     version: Position
-    sums: tuple[bytes, ...] = ()
+    sum: int = 0  # of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ Reply = Stored | Refused | Done | Wait
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What a write changes. Steps are (hash field, amount, text of the event before the sum)."""
+    """What a write changes. A step adds to an integer: hash field, amount, text of the event before the sum."""
 
     sets: Flat
     drops: Sequence[bytes] = ()
-    steps: Sequence[tuple[bytes, int, bytes]] = ()
+    step: tuple[bytes, int, bytes] | tuple[()] = ()
     replace: bool = False
 
 
@@ -85,9 +85,9 @@ def read(target: Target) -> Command[Read]:
     def parse(reply: list[Any]) -> Read:
         if reply[0] == b"merged":
             raise merged_error(target.log, reply[1])
-        return Read(_held(reply[3]), Position(reply[1].decode(), int(reply[2])))
+        return Read(_held(reply[3], reply[4]), Position(reply[1].decode(), int(reply[2])))
 
-    return Command("state_read", (target.log.meta, target.document), (), parse)
+    return Command("state_read", (target.log.meta, target.document), (target.entry,), parse)
 
 
 def write(
@@ -114,9 +114,7 @@ def write(
         arguments += item
     arguments.append(len(patch.drops))
     arguments += patch.drops
-    arguments.append(3 * len(patch.steps))
-    for step in patch.steps:
-        arguments += step
+    arguments += patch.step
 
     def parse(reply: bytes | list[Any]) -> Reply:
         if isinstance(reply, bytes):
@@ -150,36 +148,30 @@ def _expected(expect: Precondition) -> str:
     return expect.value if isinstance(expect, Expect) else f"{expect.offset} {expect.epoch}"
 
 
-def _stored(header: bytes) -> Stored:
-    first, *sums = header.split(b"\n")
-    offset, epoch = first.split(b" ")
-    return Stored(Position(epoch.decode(), int(offset)), tuple(sums))
+def _stored(reply: bytes) -> Stored:
+    version, _, total = reply.partition(b"\n")
+    offset, _, epoch = version.partition(b" ")
+    return Stored(Position(epoch.decode(), int(offset)), int(total or 0))
 
 
 def _not_written(target: Target, reply: list[Any]) -> Reply:
     word = reply[0]
     if word == b"conflict":
-        return Refused(_held(reply[1]), reply[2] == b"turn")
+        return Refused(_held(reply[1], reply[2]), reply[3] == b"turn")
     if word == b"done":
         return Done([_stored(result) if result else None for result in reply[1:]])
     if word == b"reused":
-        raise OperationIdReused(reply[1].decode().removeprefix("o:"))
+        raise OperationIdReused(reply[1].decode().removeprefix("op:"))
     raise merged_error(target.log, reply[1])
 
 
-def _held(fields: list[bytes]) -> Held:
-    flat = dict(zip(fields[::2], fields[1::2], strict=True))
-    header = flat.pop(HEADER, None)
-    if header is None:
-        if flat:
-            raise SchemaMismatch(
-                "a stored document has no header: it was not written by omnistate and was left untouched"
-            )
-        return Held(None, flat)
+def _held(header: bytes, fields: list[bytes]) -> Held:
+    if not header:
+        return Held(None, {})
     offset, epoch, _, _, _, codec = header.split(b" ", 5)
     if codec != CODEC.encode():
         raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
-    return Held(Position(epoch.decode(), int(offset)), flat)
+    return Held(Position(epoch.decode(), int(offset)), dict(zip(fields[::2], fields[1::2], strict=True)))
 
 
 _json = msgspec.json.Encoder().encode

@@ -12,10 +12,9 @@ from msgspec import NODEFAULT, UNSET, Raw, UnsetType
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep
 
 S = TypeVar("S", bound=msgspec.Struct)
-Flat = dict[bytes, bytes]  # a document's hash fields, without the header
+Flat = dict[bytes, bytes]  # a document's hash fields
 
 MAX_DEPTH = 64
-HEADER = b"@"
 CODEC = "json 1"  # what the header says of the values: codec and class version
 
 _encode = msgspec.json.Encoder().encode

@@ -65,7 +65,7 @@ class LogKeys:
 def _log_keys(tenant: str, tag: str) -> LogKeys:
     prefix = f"omni:{tenant}:{{{tag}}}:".encode()
     meta, log = prefix + b"meta", prefix + b"log"
-    return LogKeys(prefix, meta, log, (meta, log, prefix + b"older"))
+    return LogKeys(prefix, meta, log, (meta, log, prefix + b"older", prefix + b"docs"))
 
 
 class Keyspace:

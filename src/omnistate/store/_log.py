@@ -39,7 +39,7 @@ class Page:
 
 def spell_operation(operation_id: str) -> str:
     """An operation id as it is stored: beside fields of ours, so it gets a prefix."""
-    return "o:" + operation_id
+    return "op:" + operation_id
 
 
 def opening(operation_id: str, digest: str = "") -> tuple[Argument, ...]:

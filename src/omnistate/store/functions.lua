@@ -3,13 +3,16 @@
 -- Nothing here rolls back: a function checks everything first, then writes. `open` does the checks that are common to
 -- all writes and returns the open log, or nil and the reply to give. `append` and `commit` write what is common.
 --
--- Keys of a log: meta (hash), log (list), older (hash).
+-- Keys of a log: meta (hash), log (list), older (hash), docs (set).
 -- - log: offsets are dense, so the entry of offset o is found by counting from the end of a list.
--- - meta: 's' is "<epoch> <offset> <due> <keep> <generation> <older>"; 'into' when the customer was merged away; 'turn';
---   and one field for each operation id of this generation. They share a hash so that a write reads it once and
---   writes it once. `due`: when the time-outs below are looked at again. `keep`: when meta may expire, or -1.
--- - older: the last generation's operation ids; meta is renamed to it once a day.
--- A redis.call costs about 0.6 microseconds before it does anything, so their number is what a write costs.
+-- - meta: 's' is "<epoch> <offset> <older> <due> <keep> <generation>"; 'into' when the customer was merged away; 'turn';
+--   'doc:<entry>' with the header of each document; 'op:<id>' with the result of each operation of this generation. They
+--   share a hash so that a write reads it once and writes it once. `older`: 1 when the last generation's operations may
+--   count. `due`: when the time-outs below are looked at again. `keep`: when meta may expire, or -1.
+-- - older: the last generation's operations; meta is renamed to it once a day.
+-- - docs: names the documents, by the fields of their headers.
+-- A redis.call costs about 0.6 microseconds before it does anything, and each new string about 0.1: what a write costs
+-- is how many there are of them.
 
 local HOUR = 3600000
 local DAY = 24 * HOUR
@@ -21,10 +24,11 @@ local OPS_LEAST = 120000        -- but never below this (milliseconds)
 
 local function milliseconds()
   local time = redis_call('TIME')
-  return time[1] * 1000 + (time[2] - time[2] % 1000) / 1000
+  local microseconds = time[2]
+  return time[1] * 1000 + (microseconds - microseconds % 1000) / 1000
 end
 
-local function text(number) return format('%.0f', number) end
+local function text(number) return format('%d', number) end
 
 -- A new epoch for a log that has none. TIME is in microseconds and this server runs one function at a time.
 local function new_epoch()
@@ -32,81 +36,91 @@ local function new_epoch()
   return format('%x', time[1] * 1000000 + time[2])
 end
 
--- What is known of operation ids. `records` holds them from index `first` on. Returns a reply when any was applied.
-local function repeated(ids, digest, records, first)
+-- What is known of the operation ids args[2 ...]. `records` holds them from index `first` on. Returns a reply when any was
+-- applied.
+local function repeated(args, count, records, first)
   local reply, found = {'done'}, false
-  for i = 1, #ids do
+  for i = 1, count do
     local record = records[first + i - 1]
     reply[i + 1] = ''
     if record then
       found = true
       local split = find(record, ':', 1, true)
-      if sub(record, 1, split - 1) ~= digest then return {'reused', ids[i]} end
+      if sub(record, 1, split - 1) ~= args[count + 2] then return {'reused', args[i + 1]} end
       reply[i + 1] = sub(record, split + 1)
     end
   end
   return found and reply
 end
 
+local the_log = {}  -- the open log: one function runs at a time, so one table serves them all
+
 -- args: number of operation ids, the ids, digest of the arguments (or ''), then the function's own.
 -- Returns the open log with `at`, the index of the function's first own argument; or nil and a reply.
 -- `merged_too`: also for a customer that was merged away, whose conversations and sessions go on where they are.
-local function open(keys, args, merged_too)
-  local count, meta, ids = tonumber(args[1]), nil, nil
-  local digest = args[count + 2]
+-- `field`: a further field of meta that is wanted, as `header`.
+local function open(keys, args, merged_too, field)
+  local log, count, meta, known = the_log, tonumber(args[1]), nil, nil
   if count == 1 then
-    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', args[2])
-    if meta[4] then return nil, repeated({args[2]}, digest, meta, 4) end
+    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', field or 's', args[2])
+    known = meta[5]
   else
-    ids = {}
-    for i = 1, count do ids[i] = args[i + 1] end
-    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', unpack(ids))
-    local reply = repeated(ids, digest, meta, 4)
-    if reply then return nil, reply end
+    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', field or 's', unpack(args, 2, count + 1))
+    known = true
   end
+  local reply = known and repeated(args, count, meta, 5)
+  if reply then return nil, reply end
   local state = meta[1]
-  if not state then
-    if meta[2] and not merged_too then return nil, {'merged', meta[2]} end
-    return {
-      keys = keys, id = args[2], ids = ids, digest = digest, at = count + 3, now = milliseconds(), turn = false,
-      fresh = true, epoch = new_epoch(), offset = 0, due = 0, keep = '0', rest = '0 0', older = false,
-    }
-  end
-  local epoch, offset, due, keep, rest, older = match(state, '^(%x+) (%d+) (%d+) (%-?%d+) (%d+ (%d))$')
-  if older == '1' then
-    ids = ids or {args[2]}
-    local reply = repeated(ids, digest, redis_call('HMGET', keys[3], unpack(ids)), 1)
-    if reply then return nil, reply end
+  log.keys, log.args, log.count, log.at, log.now = keys, args, count, count + 3, milliseconds()
+  log.turn, log.header, log.expire = meta[3], meta[4], false
+  if state then
+    local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
+    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = false, epoch, tonumber(offset), older, due, rest
+    if older == '1' then
+      reply = repeated(args, count, redis_call('HMGET', keys[3], unpack(args, 2, count + 1)), 1)
+      if reply then return nil, reply end
+    end
+  else
+    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = true, new_epoch(), 0, '0', '0', '0 0'
   end
   if meta[2] and not merged_too then return nil, {'merged', meta[2]} end
-  return {
-    keys = keys, id = args[2], ids = ids, digest = digest, at = count + 3, now = milliseconds(), turn = meta[3],
-    fresh = false, epoch = epoch, offset = tonumber(offset), due = tonumber(due), keep = keep, rest = rest,
-    older = older == '1',
-  }
+  return log
+end
+
+-- A new generation of operation ids. What else is in meta comes along, but for the headers of documents that have expired.
+local function rotate(log)
+  local meta, older, docs = log.keys[1], log.keys[3], log.keys[4]
+  redis_call('RENAME', meta, older)
+  local others = redis_call('HMGET', older, 'into', 'turn')
+  if others[1] then redis_call('HSET', meta, 'into', others[1]) end
+  if others[2] then redis_call('HSET', meta, 'turn', others[2]) end
+  redis_call('HDEL', older, 's', 'into', 'turn')
+  for _, entry in ipairs(redis_call('SMEMBERS', docs)) do
+    local header = redis_call('HGET', older, entry)
+    local deadline = header and match(header, '^%d+ %x+ %d+ (%d+)')
+    if deadline == '0' or deadline and tonumber(deadline) > log.now then
+      redis_call('HSET', meta, entry, header)
+    else
+      redis_call('SREM', docs, entry)
+    end
+    redis_call('HDEL', older, entry)
+  end
+  log.older = text(redis_call('EXISTS', older))
 end
 
 -- Time-outs are renewed hourly, not at each write. `outlive` is a time that the log's epoch must survive; -1: for ever.
 local function look_after(log, outlive)
   local keys, now = log.keys, log.now
-  local meta = keys[1]
-  local generation = tonumber(match(log.rest, '^%d+'))
+  local keep, generation = match(log.rest, '^(%-?%d+) (%d+)$')
+  keep, generation = tonumber(keep), tonumber(generation)
   local age = now - generation
-  if age > DAY or age > OPS_LEAST and redis_call('HLEN', meta) > OPS_MANY then
-    if not log.fresh and generation > 0 then
-      local others = redis_call('HMGET', meta, 'into', 'turn')
-      redis_call('RENAME', meta, keys[3])
-      redis_call('HDEL', keys[3], 's', 'into', 'turn')
-      if others[1] then redis_call('HSET', meta, 'into', others[1]) end
-      log.older = redis_call('EXISTS', keys[3]) == 1
-    end
+  if age > DAY or age > OPS_LEAST and redis_call('HLEN', keys[1]) > OPS_MANY then
+    if not log.fresh and generation > 0 then rotate(log) end
     generation = now
   end
-  log.rest = text(generation) .. (log.older and ' 1' or ' 0')
-  log.due = now + HOUR
+  log.due = text(now + HOUR)
   redis_call('PEXPIREAT', keys[2], text(now + LOG_LIFE + HOUR))
   redis_call('PEXPIREAT', keys[3], text(now + LOG_LIFE + HOUR))
-  local keep = tonumber(log.keep)
   if outlive < 0 or keep < 0 then
     keep = -1
   else
@@ -114,66 +128,74 @@ local function look_after(log, outlive)
     if outlive + DAY > wanted then wanted = outlive + DAY end
     if wanted > keep then keep = wanted + DAY end
   end
-  log.keep, log.expire = text(keep), true
+  log.rest, log.expire = text(keep) .. ' ' .. text(generation), text(keep)
 end
 
 -- Appends `event` (a JSON object without its closing brace) and publishes it. Returns the whole event.
 local function append(log, event)
   local list = log.keys[2]
-  if log.fresh then redis_call('DEL', list, log.keys[3]) end  -- nothing of a lost epoch is continued
+  if log.fresh then redis_call('DEL', list, log.keys[3], log.keys[4]) end  -- nothing of a lost epoch is continued
   local offset = log.offset + 1
-  log.offset = offset
-  event = event .. ',"time":' .. text(log.now) .. '}'
+  local offset_text = text(offset)
+  log.offset, log.position = offset, offset_text .. ' ' .. log.epoch
+  event = event .. format(',"time":%d}', log.now)
   redis_call('RPUSH', list, event)
   if offset > LONGEST_LOG and offset % 64 == 0 then redis_call('LTRIM', list, -LONGEST_LOG, -1) end
-  redis_call('SPUBLISH', list, log.epoch .. ' ' .. text(offset) .. ' ' .. event)
+  redis_call('SPUBLISH', list, log.epoch .. ' ' .. offset_text .. ' ' .. event)
   return event
 end
 
--- Ends a write: its result is found again under its operation ids.
+-- Ends a write: its result is found again under its operation ids, and `field` of meta, if given, has this value.
 -- `outlive`: a time in milliseconds that the log's epoch must survive, 0 for none, -1 for ever.
-local function commit(log, result, outlive)
-  local offset, meta, keep = log.offset, log.keys[1], nil
-  if log.now >= log.due or offset % 4096 == 0 then
+local function commit(log, result, outlive, field, value)
+  local offset, meta, args, count = log.offset, log.keys[1], log.args, log.count
+  if log.now >= tonumber(log.due) or offset % 4096 == 0 then
     look_after(log, outlive)
   elseif outlive ~= 0 then
-    keep = tonumber(log.keep)
+    local keep = tonumber(match(log.rest, '^%-?%d+'))
     if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive) end
   end
-  local state = log.epoch .. ' ' .. text(offset) .. ' ' .. text(log.due) .. ' ' .. log.keep .. ' ' .. log.rest
-  local record = log.digest .. ':' .. result
-  if log.ids then
-    local pairs_ = {}
-    for i = 1, #log.ids do pairs_[2 * i - 1], pairs_[2 * i] = log.ids[i], record end
-    redis_call('HSET', meta, 's', state, unpack(pairs_))
+  local state = format('%s %d %s %s %s', log.epoch, offset, log.older, log.due, log.rest)
+  local record = args[count + 2] .. ':' .. result
+  if count == 1 then
+    if field then
+      redis_call('HSET', meta, 's', state, args[2], record, field, value)
+    else
+      redis_call('HSET', meta, 's', state, args[2], record)
+    end
   else
-    redis_call('HSET', meta, 's', state, log.id, record)
+    local pairs_ = {'s', state}
+    for i = 1, count do pairs_[2 * i + 1], pairs_[2 * i + 2] = args[i + 1], record end
+    if field then pairs_[2 * count + 3], pairs_[2 * count + 4] = field, value end
+    redis_call('HSET', meta, unpack(pairs_))
   end
-  if log.expire then
-    if log.keep == '-1' then redis_call('PERSIST', meta) else redis_call('PEXPIREAT', meta, log.keep) end
+  local expire = log.expire
+  if expire then
+    for _, key in ipairs({meta, log.keys[4]}) do
+      if expire == '-1' then redis_call('PERSIST', key) else redis_call('PEXPIREAT', key, expire) end
+    end
   end
   return result
 end
 
-local function position(log) return text(log.offset) .. ' ' .. log.epoch end
-
-local function read_meta(meta)
-  local found = redis_call('HMGET', meta, 's', 'into')
+-- Epoch, offset, the customer it was merged into, and a further field.
+local function read_meta(meta, field)
+  local found = redis_call('HMGET', meta, 's', 'into', field or 's')
   local epoch, offset
   if found[1] then epoch, offset = match(found[1], '^(%x+) (%d+)') end
-  return epoch, offset or '0', found[2]
+  return epoch, offset or '0', found[2], found[3]
 end
 
 -- log_open: the position of a log, which exists afterwards
--- keys: the log's three   reply: {"ok", epoch, offset} | {"merged", customer}
+-- keys: the log's four   reply: {"ok", epoch, offset} | {"merged", customer}
 local function log_open(keys)
   local epoch, offset, into = read_meta(keys[1])
   if into then return {'merged', into} end
   if epoch then return {'ok', epoch, offset} end
   epoch = new_epoch()
   local keep = text(milliseconds() + DAY)
-  redis_call('DEL', keys[1], keys[2], keys[3])
-  redis_call('HSET', keys[1], 's', epoch .. ' 0 0 ' .. keep .. ' 0 0')
+  redis_call('DEL', keys[1], keys[2], keys[3], keys[4])
+  redis_call('HSET', keys[1], 's', epoch .. ' 0 0 0 ' .. keep .. ' 0')
   redis_call('PEXPIREAT', keys[1], keep)
   return {'ok', epoch, '0'}
 end
