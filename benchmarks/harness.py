@@ -28,8 +28,8 @@ SERVER_CORE, CLIENT_CORE = 0, 1
 
 @contextlib.contextmanager
 def server(binary: str | None = None) -> Iterator[int]:
-    """A server without persistence, pinned to its core; this process is pinned to the other."""
-    from omnistate.store import find_binary
+    """A server as the embedded one is run, but without persistence, pinned to its core; this process is pinned to the other."""
+    from omnistate.store import find_binary, server_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,7 +46,7 @@ def server(binary: str | None = None) -> Iterator[int]:
         "--dir",
         directory,
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=server_environment())
     pin(process.pid, SERVER_CORE)
     pin(0, CLIENT_CORE)
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import omnistate
 from omnistate import State
 from omnistate.state import schema_of
-from omnistate.state._commands import describe, diff
+from omnistate.state._commands import describe
 from omnistate.state._events import apply_event, decode_event
 from shop import Cart, Profile
 
@@ -34,6 +34,25 @@ class Everything(State):
     words: list[str] = []
     any: Any = None
 
+
+class Exact(State, rename="camel"):
+    order_lines: dict[str, int] = {}
+    tags: dict[str, str | None] = {}
+    is_open: bool | None = None
+    word: str = ""
+    count: int = 0
+    raw: bytes = b""
+
+
+EXACT = st.builds(
+    Exact,
+    order_lines=st.dictionaries(TEXT, st.integers(-2, 2**53), max_size=5),
+    tags=st.dictionaries(TEXT, st.none() | TEXT, max_size=5),
+    is_open=st.none() | st.booleans(),
+    word=TEXT,
+    count=st.integers(0, 2),
+    raw=st.binary(max_size=3),
+)
 
 VALUES = st.builds(
     Everything,
@@ -61,7 +80,7 @@ def test_a_value_comes_back_from_its_hash_fields(value: Everything) -> None:
 def test_a_readers_copy_follows_by_events_alone(before: Everything, after: Everything) -> None:
     schema = schema_of(Everything)
     old, new = schema.split(schema.encode(before)), schema.split(schema.encode(after))
-    sets, drops = diff(old, new, schema.known)
+    sets, drops = schema.diff(old, new)
     event = b'{"type":"state.changed","state":"Everything"' + describe(sets, drops) + b',"time":1}'
     assert apply_event(old, decode_event(event)) == new
 
@@ -69,7 +88,7 @@ def test_a_readers_copy_follows_by_events_alone(before: Everything, after: Every
 def test_fields_that_the_class_does_not_know_stay() -> None:
     schema = schema_of(Cart)
     old = schema.split(schema.encode(Cart(note="x"))) | {b"added_by_a_newer_version": b"1", b"other:entry": b"2"}
-    sets, drops = diff(old, schema.split(schema.encode(Cart(note="y"))), schema.known)
+    sets, drops = schema.diff(old, schema.split(schema.encode(Cart(note="y"))))
     assert (sets, drops) == ({b"note": b'"y"'}, [])
     assert schema.decode(schema.join(old)).note == "x"
 
@@ -183,3 +202,21 @@ def test_every_field_needs_a_default() -> None:
 def test_what_is_no_state_is_refused() -> None:
     with pytest.raises(omnistate.InvalidDeclaration, match="derive it from State"):
         schema_of(dict)  # type: ignore[type-var]
+
+
+@given(EXACT, EXACT)
+def test_comparing_values_finds_what_comparing_hash_fields_finds(old: Exact, new: Exact) -> None:
+    schema = schema_of(Exact)
+    assert schema.compares
+    sets, drops = schema.diff_values(old, new)
+    expected_sets, expected_drops = schema.diff(*(schema.split(schema.encode(value)) for value in (old, new)))
+    assert sets == expected_sets
+    assert sorted(drops) == sorted(expected_drops)
+
+
+@pytest.mark.parametrize(
+    "type_", [float, Any, int | bool, int | str, list[int], dict[str, float], dict[int, int], Cart]
+)
+def test_values_are_not_compared_where_equal_ones_can_have_other_json(type_: Any) -> None:
+    schema = schema_of(type("Odd", (State,), {"__annotations__": {"field": type_ | None}, "field": None}))
+    assert not schema.compares

@@ -215,7 +215,9 @@ class StateHandle(Generic[AnyState]):
         text, tail = b',"set":{"' + name + b'":', b"}"
         if key is not None:
             text, tail = b',"put":{"' + mapped + b'":{' + _json(entry.decode()) + b":", b"}}"
-        digest = _digest(operation_id, b"increment", self._target.document, name, str(by).encode())
+        digest = (
+            "" if operation_id is None else _digest(operation_id, b"increment", self._target.document, name, b"%d" % by)
+        )
         ids = [operation_id or new_operation_id()]
         command = write(
             self._target,

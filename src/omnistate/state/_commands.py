@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -29,36 +30,31 @@ class Target:
     entry: str  # the field of its header
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A document as it was read: its version (None: absent) and its hash fields. Never changed, always replaced."""
 
     version: Position | None
     flat: Flat
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     held: Held
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     version: Position
     sum: int = 0  # of a step
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The precondition did not hold, or it is another writer's turn: this is the document now."""
 
     held: Held
     is_turn: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """Operation ids that were applied before, each with its result, or None where it was not."""
 
     results: list[Stored | None]
@@ -71,8 +67,7 @@ class Wait:
 Reply = Stored | Refused | Done | Wait
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(msgspec.Struct, frozen=True):
     """What a write changes. A step adds to an integer: hash field, amount, text of the event before the sum."""
 
     sets: Flat
@@ -107,14 +102,25 @@ def write(
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    arguments: list[Argument] = [len(ids), *map(spell_operation, ids), digest, target.entry, _expected(expect), turn]
-    arguments += ("replace" if patch.replace else "patch", ttl_ms, CODEC, target.head + event, tail)
-    arguments.append(2 * len(patch.sets))
-    for item in patch.sets.items():
-        arguments += item
-    arguments.append(len(patch.drops))
-    arguments += patch.drops
-    arguments += patch.step
+    sets, drops = patch.sets, patch.drops
+    arguments: list[Argument] = [
+        len(ids),
+        *map(spell_operation, ids),
+        digest,
+        target.entry,
+        _expected(expect),
+        turn,
+        "replace" if patch.replace else "patch",
+        ttl_ms,
+        CODEC,
+        target.head + event,
+        tail,
+        2 * len(sets),
+        *chain.from_iterable(sets.items()),
+        len(drops),
+        *drops,
+        *patch.step,
+    ]
 
     def parse(reply: bytes | list[Any]) -> Reply:
         if isinstance(reply, bytes):
@@ -175,13 +181,6 @@ def _held(header: bytes, fields: list[bytes]) -> Held:
 
 
 _json = msgspec.json.Encoder().encode
-
-
-def diff(old: Flat, new: Flat, known: frozenset[bytes]) -> tuple[Flat, list[bytes]]:
-    """What to set and what to drop to make `new` of `old`. Fields that the class does not know stay."""
-    sets = {name: value for name, value in new.items() if old.get(name) != value}
-    drops = [name for name in old if name not in new and name.partition(b":")[0] in known]
-    return sets, drops
 
 
 def describe(sets: Flat, drops: Sequence[bytes], *, replace: bool = False) -> bytes:

@@ -25,7 +25,19 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 class Schema(Generic[S]):
     """What is derived from a class once: its fields, which of them are mappings, and its decoders."""
 
-    __slots__ = ("_decode", "_kind", "_parts", "fields", "known", "mappings", "name", "ttl_ms")
+    __slots__ = (
+        "_counters",
+        "_decode",
+        "_kind",
+        "_members",
+        "_parts",
+        "compares",
+        "fields",
+        "known",
+        "mappings",
+        "name",
+        "ttl_ms",
+    )
 
     def __init__(self, kind: type[S], name: str, ttl_ms: int) -> None:
         self._kind, self.name, self.ttl_ms = kind, name, ttl_ms
@@ -41,6 +53,9 @@ class Schema(Generic[S]):
             if field.encode_name in self.mappings and (field.default_factory is NODEFAULT or field.default_factory()):
                 raise InvalidDeclaration(f"{name}.{field.name} is a mapping: its default must be empty, = {{}}")
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
+        self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
+        self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
+        self._counters: dict[tuple[str, bool], bytes] = {}
         parts = [
             (field.name, dict[str, Raw] | UnsetType if field.encode_name in self.mappings else Raw | UnsetType, UNSET)
             for field in info.fields
@@ -95,17 +110,40 @@ class Schema(Generic[S]):
         """The hash fields of a document. An empty mapping has none."""
         parts = self._parts(encoded)
         flat: Flat = {}
-        for field in self.fields.values():
-            part = getattr(parts, field.name)
+        for member in self._members:
+            part = getattr(parts, member.attribute)
             if part is UNSET:
                 continue
-            name = field.encode_name.encode()
-            if type(part) is dict:
+            if member.prefix:
                 for key, raw in part.items():
-                    flat[name + b":" + key.encode()] = bytes(raw)
+                    flat[member.prefix + key.encode()] = bytes(raw)
             else:
-                flat[name] = bytes(part)
+                flat[member.name] = bytes(part)
         return flat
+
+    def diff(self, old: Flat, new: Flat) -> tuple[Flat, list[bytes]]:
+        """What to set and what to drop to make `new` of `old`. Fields that the class does not know stay."""
+        sets = {name: value for name, value in new.items() if old.get(name) != value}
+        if old.keys() <= new.keys():
+            return sets, []
+        return sets, [name for name in old if name not in new and name.partition(b":")[0] in self.known]
+
+    def diff_values(self, old: S, new: S) -> tuple[Flat, list[bytes]]:
+        """`diff` of two values, of which `old` is stored as a whole, where equal values have equal JSON."""
+        sets: Flat = {}
+        drops: list[bytes] = []
+        for member in self._members:
+            before, after = getattr(old, member.attribute), getattr(new, member.attribute)
+            if before == after:
+                continue
+            if not member.prefix:
+                sets[member.name] = _encode(after)
+                continue
+            for key, value in after.items():
+                if key not in before or before[key] != value:
+                    sets[member.prefix + key.encode()] = _encode(value)
+            drops += [member.prefix + key.encode() for key in before if key not in after]
+        return sets, drops
 
     def join(self, flat: Flat) -> bytes:
         """The JSON of a document's hash fields. Fields that the class does not know stay where they are, unread."""
@@ -148,18 +186,28 @@ class Schema(Generic[S]):
 
     def counter(self, name: str, key: Any | None) -> bytes:
         """The hash field of an integer that may be incremented on the server."""
+        found = self._counters.get((name, type(key) is str))
+        if found is not None and (type(key) is str or key is None):
+            try:
+                return found if key is None else found + key.encode()
+            except UnicodeEncodeError:
+                pass  # `entry` says what is wrong
         type_ = self.field(name).type
         if key is not None:
             self._mapping(name)
             assert isinstance(type_, msgspec.inspect.DictType)
-            type_ = type_.value_type
+            keys, type_ = type_.key_type, type_.value_type
         if not isinstance(type_, msgspec.inspect.IntType):
             raise InvalidValue(f"{self.name}.{name} is not an integer: use update")
         if any(bound is not None for bound in (type_.ge, type_.gt, type_.le, type_.lt, type_.multiple_of)):
             raise InvalidValue(f"{self.name}.{name} has bounds that only `update` can check: use update")
-        if key is not None:
-            return self.entry(name, key, 0)[0]
-        return self.fields[name].encode_name.encode()
+        field = self.fields[name].encode_name.encode()
+        if key is None:
+            self._counters[name, False] = field
+            return field
+        if keys == msgspec.inspect.StrType():
+            self._counters[name, True] = field + b":"
+        return self.entry(name, key, 0)[0]
 
     def _mapping(self, name: str) -> msgspec.inspect.Field:
         field = self.field(name)
@@ -184,6 +232,30 @@ class Schema(Generic[S]):
             for field in self.fields.values()
             if field.encode_name in names
         }
+
+
+class _Member:
+    """What is asked of a field at each write. `prefix`: of the hash fields of a mapping's entries, else empty."""
+
+    __slots__ = ("attribute", "is_exact", "name", "prefix")
+
+    def __init__(self, field: msgspec.inspect.Field, is_mapping: bool) -> None:
+        self.attribute, self.name = field.name, field.encode_name.encode()
+        self.prefix = self.name + b":" if is_mapping else b""
+        type_ = field.type
+        if isinstance(type_, msgspec.inspect.DictType) and is_mapping:
+            self.is_exact = isinstance(type_.key_type, msgspec.inspect.StrType) and _is_exact(type_.value_type)
+        else:
+            self.is_exact = _is_exact(type_)
+
+
+def _is_exact(type_: msgspec.inspect.Type) -> bool:
+    """Whether values that are equal have the same JSON. 1 == True == 1.0, so of these a field may allow one only."""
+    inspect = msgspec.inspect
+    if isinstance(type_, inspect.UnionType):
+        kinds = [one for one in type_.types if not isinstance(one, inspect.NoneType)]
+        return len(kinds) == 1 and _is_exact(kinds[0])
+    return isinstance(type_, inspect.IntType | inspect.BoolType | inspect.StrType | inspect.BytesType)
 
 
 def _member(field: bytes, part: bytes | list[bytes]) -> bytes:

@@ -16,9 +16,9 @@ from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue
-from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, describe, diff, read, write
+from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, describe, read, write
 from omnistate.state._model import ABSENT, Written
-from omnistate.state._schema import Schema
+from omnistate.state._schema import Flat, Schema
 from omnistate.store import Command, Flow, Pause, Position, call, new_operation_id, run
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
@@ -55,6 +55,35 @@ class Call:
             self.error = error
 
 
+class Known:
+    """A document as this process knows it: to run functions on, and to tell what they changed.
+
+    Either `flat` holds what is stored, or `value` does, which nobody else holds.
+    """
+
+    __slots__ = ("encoded", "flat", "schema", "value", "version")
+
+    def __init__(
+        self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
+    ) -> None:
+        self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
+
+    @classmethod
+    def read(cls, schema: Schema[Any], held: Held) -> Known:
+        return cls(schema, held.version, schema.join(held.flat), held.flat)
+
+    def diff(self, encoded: bytes, value: Any) -> tuple[Flat, Sequence[bytes]]:
+        """What makes the other document, given as JSON and as a value, of this one."""
+        if self.flat is None:
+            return self.schema.diff_values(self.value, value)
+        return self.schema.diff(self.flat, self.schema.split(encoded))
+
+    def successor(self, version: Position, encoded: bytes, value: Any) -> Known:
+        if self.schema.compares:
+            return Known(self.schema, version, encoded, None, value)
+        return Known(self.schema, version, encoded, self.schema.split(encoded))
+
+
 class Seen:
     """The documents this process saw last: where `update` starts from. Bounded; being out of date costs one retry."""
 
@@ -62,24 +91,29 @@ class Seen:
     MAX_BYTES = 32 * 1024 * 1024
 
     def __init__(self) -> None:
-        self._held: OrderedDict[bytes, tuple[Held, bytes]] = OrderedDict()
+        self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: bytes) -> tuple[Held, bytes] | None:
-        return self._held.get(key)
+    def take(self, key: bytes, schema: Schema[Any]) -> Known | None:
+        """Removes it, until what it becomes is known."""
+        known = self._known.pop(key, None)
+        if known is None:
+            return None
+        self._bytes -= len(known.encoded)
+        return known if known.schema is schema else None
 
-    def put(self, key: bytes, held: Held, encoded: bytes) -> None:
+    def put(self, key: bytes, known: Known) -> None:
         self.forget(key)
-        self._held[key] = held, encoded
-        self._bytes += len(encoded)
-        while self._bytes > self.MAX_BYTES or len(self._held) > self.MAX_DOCUMENTS:
-            _, (_, dropped) = self._held.popitem(last=False)
-            self._bytes -= len(dropped)
+        self._known[key] = known
+        self._bytes += len(known.encoded)
+        while self._bytes > self.MAX_BYTES or len(self._known) > self.MAX_DOCUMENTS:
+            _, dropped = self._known.popitem(last=False)
+            self._bytes -= len(dropped.encoded)
 
     def forget(self, key: bytes) -> None:
-        old = self._held.pop(key, None)
+        old = self._known.pop(key, None)
         if old is not None:
-            self._bytes -= len(old[1])
+            self._bytes -= len(old.encoded)
 
 
 def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]) -> Flow[None]:
@@ -87,42 +121,38 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
 
     Raises what concerns all of them: the store's errors, `SchemaMismatch`, `Conflict` after too many races.
     """
-    known, waiting, turn = seen.get(target.document), list(calls), ""
+    known, waiting, turn = seen.take(target.document, schema), calls, ""
     for race in range(MAX_RACES):
         fresh = known is None
         if known is None:
-            held = (yield from call(read(target))).held
-            known = held, schema.join(held.flat)
-        held, encoded = known
-        after = _run_all(schema, waiting, encoded)
-        flat = schema.split(after)
-        sets, drops = diff(held.flat, flat, schema.known)
+            known = Known.read(schema, (yield from call(read(target))).held)
+        after, value = _run_all(schema, waiting, known.encoded)
+        sets, drops = known.diff(after, value)
         unchanged = not sets and not drops
-        if not fresh and (unchanged or any(one.error for one in waiting)):
-            known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
-            continue
-        if unchanged:
-            return _settle(waiting, held.version)
+        if unchanged or any(one.error for one in waiting):
+            if not fresh:
+                known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
+                continue
+            if unchanged:
+                return _settle(waiting, known.version)
         live = [one for one in waiting if one.error is None]
-        seen.forget(target.document)
         reply = yield from call(
             write(
                 target,
                 Patch(sets, drops),
                 describe(sets, drops),
                 ids=[one.operation_id for one in live],
-                expect=held.version or ABSENT,
+                expect=known.version or ABSENT,
                 ttl_ms=schema.ttl_ms,
                 digest=live[0].digest,
                 turn=turn,
             )
         )
         if isinstance(reply, Stored):
-            kept = {name: value for name, value in held.flat.items() if name.partition(b":")[0] not in schema.known}
-            seen.put(target.document, Held(reply.version, kept | flat), after)
+            seen.put(target.document, known.successor(reply.version, after, value))
             return _settle(waiting, reply.version)
         if isinstance(reply, Refused):
-            known = reply.held, schema.join(reply.held.flat)
+            known = Known.read(schema, reply.held)
             if race >= _PATIENCE:
                 turn = turn or new_operation_id()  # whoever lost so often is let through next
             if reply.is_turn:
@@ -138,11 +168,11 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
     )
 
 
-def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> bytes:
-    """Runs each function on a copy of its own, one after the other; returns the last document."""
+def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> tuple[bytes, Any]:
+    """Runs each function on a copy of its own, one after the other; returns the last document, as JSON and as a value
+    that no function has seen."""
     value = schema.decode(encoded)
-    last = len(calls) - 1
-    for index, one in enumerate(calls):
+    for one in calls:
         one.run(schema, value, encoded)
         if one.error is None and one.after != encoded:
             try:
@@ -152,9 +182,8 @@ def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> byte
             else:
                 encoded = one.after
                 continue
-        if index < last:
-            value = schema.decode(encoded)
-    return encoded
+        value = schema.decode(encoded)
+    return encoded, value
 
 
 def _settle(calls: Sequence[Call], version: Position | None) -> None:

@@ -1,6 +1,6 @@
 """One connection with automatic pipelining.
 
-Commands of one event-loop tick leave in one write; replies resolve their futures in the order of the commands. A
+Commands of one event-loop tick leave in few writes; replies resolve their futures in the order of the commands. A
 cancelled caller leaves its place in the queue, so its reply is thrown away and never reaches another caller.
 """
 
@@ -14,6 +14,8 @@ from typing import Any, cast
 import hiredis
 
 from omnistate.store._url import Endpoint
+
+_BATCH = 16  # so many commands are sent at once: the server works on them while the next are made here
 
 
 def pack(*words: str | bytes | int) -> bytes:
@@ -59,6 +61,8 @@ class Connection(asyncio.Protocol):
                 self._watch = self._loop.call_later(self._stall, self._check)
         self._pending.append(future)
         self._unsent.append(packed)
+        if len(self._unsent) >= _BATCH:
+            self._flush()
         return future
 
     def listen(self, listener: Callable[[Any], None]) -> None:

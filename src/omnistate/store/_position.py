@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from omnistate.errors import InvalidInput
 
 
-@dataclass(frozen=True, slots=True, order=False)
-class Position:
+class Position(msgspec.Struct, frozen=True, gc=False):
     """A place in a log. Offsets rise by one inside an epoch; positions of different epochs cannot be compared."""
 
     epoch: str
