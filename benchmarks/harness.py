@@ -28,15 +28,15 @@ SERVER_CORE, CLIENT_CORE = 0, 1
 
 @contextlib.contextmanager
 def server(binary: str | None = None) -> Iterator[int]:
-    """A server as the embedded one is run, but without persistence, pinned to its core; this process is pinned to the other."""
-    from omnistate.store import find_binary, server_environment
+    """A server without persistence, pinned to its core; this process is pinned to the other."""
+    from omnistate.store import find_binary
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     directory = tempfile.mkdtemp(prefix="omnistate-bench-")
     command = [
-        binary or str(find_binary()),
+        binary or os.environ.get("SERVER") or str(find_binary()),
         "--port",
         str(port),
         "--bind",
@@ -46,7 +46,7 @@ def server(binary: str | None = None) -> Iterator[int]:
         "--dir",
         directory,
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=server_environment())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     pin(process.pid, SERVER_CORE)
     pin(0, CLIENT_CORE)
     try:

@@ -3,7 +3,7 @@
 from omnistate.store._binary import find_binary
 from omnistate.store._command import Argument, Command, new_operation_id
 from omnistate.store._datadir import default_data_dir, running_url
-from omnistate.store._embedded import EmbeddedServer, server_environment
+from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
 from omnistate.store._inbox import Inbox
@@ -57,6 +57,5 @@ __all__ = [
     "read_log",
     "run",
     "running_url",
-    "server_environment",
     "spell_operation",
 ]

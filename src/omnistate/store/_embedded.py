@@ -111,7 +111,6 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.data_dir,
-                env=server_environment(),
                 umask=0o077,
                 pass_fds=[self._directory.lock],
                 start_new_session=True,  # Ctrl-C in a terminal is for us; we end the server in order
@@ -220,14 +219,6 @@ async def _answers(path: Path) -> bool:
         return False
     finally:
         writer.close()
-
-
-def server_environment() -> dict[str, str]:
-    """The environment of a server that uses glibc's allocator, as the binary of the wheel does.
-
-    A function's strings come and go by the dozen: with the largest cache of free ones a write takes a fifth less time.
-    """
-    return {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127"} | os.environ
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
