@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import re
 import subprocess
-import sys
+from collections.abc import Awaitable
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -50,20 +51,19 @@ def limit(port: int, increment: Command[Any]) -> float:
     return float(re.findall(r'"([\d.]+)"', said)[-7])  # requests a second, and six latencies after it
 
 
-async def an_increment(cart: Any) -> Command[Any]:
-    """The command that `increment` sends, caught on its way."""
-    caught: list[Command[Any]] = []
+async def caught(call: Awaitable[Any], link: Any) -> Command[Any]:
+    """The command that a call sends, caught on its way."""
+    commands: list[Command[Any]] = []
 
     async def catch(command: Command[Any]) -> Any:
-        caught.append(command)
+        commands.append(command)
         raise omnistate.StoreUnavailable("caught")
 
-    link = cart._services.link
     link.execute = catch
     with contextlib.suppress(omnistate.StoreUnavailable):
-        await cart.increment("items", "cup", operation_id="__rand_int__")
+        await call
     del link.execute
-    return caught[0]
+    return commands[0]
 
 
 async def measure(port: int) -> dict[str, Any]:
@@ -75,7 +75,8 @@ async def measure(port: int) -> dict[str, Any]:
         carts = [omni.customer(name).state(Cart) for name in names]
         for cart in carts:
             await cart.set(a_cart())
-        increment = await an_increment(omni.customer(CUSTOMER).state(Cart))
+        cart = omni.customer(CUSTOMER).state(Cart)
+        increment = await caught(cart.increment("items", "cup", operation_id="__rand_int__"), cart._services.link)
         r = peers.client(port, CALLERS)
         for name in names:
             await r.set(f"{{{name}}}:doc", peers.encode({"items": a_cart().items, "note": "n" * 700, "visits": 0}))
@@ -90,9 +91,7 @@ async def measure(port: int) -> dict[str, Any]:
             await peers.mutate(r, chance.choice(names), f"op-{next(ids)}", "cup")
 
         async def peer_update(_: int) -> None:
-            await peers.update(
-                r, chance.choice(names), lambda v: v["items"].__setitem__("cup", v["items"].get("cup", 0) + 1)
-            )
+            await peers.update(r, chance.choice(names), peers.add)
 
         cases = {"operation": ours, "operation, redis-py": peer, "update": ours_update, "update, redis-py": peer_update}
         for _ in range(ROUNDS):
@@ -120,4 +119,4 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(main(), file=sys.stdout)
+    print(json.dumps(main(), indent=1))

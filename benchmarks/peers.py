@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import hiredis
 import msgspec
 import redis.asyncio as redis
 from redis.exceptions import WatchError
@@ -12,9 +13,17 @@ DAY = 86400
 decode, encode = msgspec.json.decode, msgspec.json.encode
 
 
+def pack(*words: str | bytes | int) -> bytes:
+    return hiredis.pack_command(words)
+
+
 def client(port: int, callers: int) -> redis.Redis:
     """A pool as large as the number of callers; hiredis is installed."""
     return redis.Redis(connection_pool=redis.ConnectionPool(host="127.0.0.1", port=port, max_connections=callers + 2))
+
+
+def add(cart: dict) -> None:
+    cart["items"]["cup"] = cart["items"].get("cup", 0) + 1
 
 
 async def mutate(r: redis.Redis, customer: str, operation_id: str, sku: str) -> None:

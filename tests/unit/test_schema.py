@@ -35,6 +35,14 @@ class Everything(State):
     any: Any = None
 
 
+class Node(msgspec.Struct):
+    inner: list[Node] = []
+
+
+class Tree(State):
+    root: Node | None = None
+
+
 class Exact(State, rename="camel"):
     order_lines: dict[str, int] = {}
     tags: dict[str, str | None] = {}
@@ -220,3 +228,14 @@ def test_comparing_values_finds_what_comparing_hash_fields_finds(old: Exact, new
 def test_values_are_not_compared_where_equal_ones_can_have_other_json(type_: Any) -> None:
     schema = schema_of(type("Odd", (State,), {"__annotations__": {"field": type_ | None}, "field": None}))
     assert not schema.compares
+
+
+def test_depth_is_checked_where_a_type_can_nest_without_end() -> None:
+    tree = Tree(root=Node())
+    assert tree.root is not None
+    inner = tree.root
+    for _ in range(40):
+        inner.inner = [Node()]
+        inner = inner.inner[0]
+    with pytest.raises(omnistate.ValueTooDeep):
+        schema_of(Tree).encode(tree)

@@ -28,6 +28,7 @@ class Schema(Generic[S]):
     __slots__ = (
         "_counters",
         "_decode",
+        "_is_shallow",
         "_kind",
         "_members",
         "_parts",
@@ -55,6 +56,7 @@ class Schema(Generic[S]):
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
+        self._is_shallow = _depth_of(info) <= MAX_DEPTH  # and then no value of the class can be too deep
         self._counters: dict[tuple[str, bool], bytes] = {}
         parts = [
             (field.name, dict[str, Raw] | UnsetType if field.encode_name in self.mappings else Raw | UnsetType, UNSET)
@@ -78,7 +80,8 @@ class Schema(Generic[S]):
             raise ValueTooDeep(self.name, limit=MAX_DEPTH) from None
         except (TypeError, ValueError, UnicodeEncodeError) as error:
             raise InvalidValue(f"{self.name} cannot be stored: {error}") from error
-        check_depth(self.name, encoded)
+        if not self._is_shallow:
+            check_depth(self.name, encoded)
         return encoded
 
     def validate(self, encoded: bytes) -> S:
@@ -247,6 +250,35 @@ class _Member:
             self.is_exact = isinstance(type_.key_type, msgspec.inspect.StrType) and _is_exact(type_.value_type)
         else:
             self.is_exact = _is_exact(type_)
+
+
+def _depth_of(type_: msgspec.inspect.Type, above: tuple[type, ...] = ()) -> float:
+    """How deep the JSON of a type can nest: endless for `Any` and for types that hold themselves."""
+    inspect = msgspec.inspect
+    inner: list[msgspec.inspect.Type] = []
+    match type_:
+        case inspect.UnionType():
+            return max(_depth_of(one, above) for one in type_.types)
+        case inspect.DictType():
+            inner = [type_.value_type]
+        case inspect.CollectionType() | inspect.VarTupleType():
+            inner = [type_.item_type]
+        case inspect.TupleType():
+            inner = list(type_.item_types)
+        case inspect.StructType() | inspect.DataclassType() | inspect.TypedDictType() | inspect.NamedTupleType():
+            if type_.cls in above:
+                return float("inf")
+            above = (*above, type_.cls)
+            inner = [field.type for field in type_.fields]
+        case (
+            inspect.NoneType() | inspect.BoolType() | inspect.IntType() | inspect.FloatType() | inspect.StrType()
+            | inspect.BytesType() | inspect.EnumType() | inspect.LiteralType() | inspect.UUIDType() | inspect.DecimalType()
+            | inspect.DateTimeType() | inspect.DateType() | inspect.TimeType() | inspect.TimeDeltaType()
+        ):  # fmt: skip
+            return 0
+        case _:
+            return float("inf")
+    return 1 + max((_depth_of(one, above) for one in inner), default=0)
 
 
 def _is_exact(type_: msgspec.inspect.Type) -> bool:

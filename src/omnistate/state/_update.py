@@ -269,6 +269,7 @@ class Combiner:
                         batch.append((one, future))
                 if batch:
                     await self._serve(schema, target, batch)
+                await asyncio.sleep(0)  # who was served and writes again at once is in the next batch
         finally:
             for _, future in batch:
                 future.cancel()
