@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import hiredis
-from harness import ROUNDS, SERVER_CORE, median, percentile, pin, run, server
 from websockets.asyncio.client import ClientConnection, connect
 
 import omnistate
 import peers
+from harness import ROUNDS, SERVER_CORE, median, percentile, pin, run, server
 
 CLIENTS, RATE, SECONDS = 1000, 300, 4.0
 IDLE_UPDATES = 300
