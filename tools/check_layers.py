@@ -30,7 +30,7 @@ def complaints(path: Path) -> list[str]:
     found = []
     for line, module in imports(tree):
         parts = module.split(".")[1:]
-        if not parts or here == "__init__":
+        if not parts or here in ("__init__", "__main__"):
             continue
         there = parts[0]
         if here != "errors" and ORDER.index(there) > ORDER.index(here):

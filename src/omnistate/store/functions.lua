@@ -88,7 +88,8 @@ local function open(keys, args, merged_too, field)
 end
 
 -- A new generation of operation ids. What else is in meta comes along, but for the headers of documents that have expired.
-local function rotate(log)
+-- `written`: the header that this write is going to set.
+local function rotate(log, written)
   local meta, older, docs = log.keys[1], log.keys[3], log.keys[4]
   redis_call('RENAME', meta, older)
   local others = redis_call('HMGET', older, 'into', 'turn')
@@ -100,7 +101,7 @@ local function rotate(log)
     local deadline = header and match(header, '^%d+ %x+ %d+ (%d+)')
     if deadline == '0' or deadline and tonumber(deadline) > log.now then
       redis_call('HSET', meta, entry, header)
-    else
+    elseif entry ~= written then
       redis_call('SREM', docs, entry)
     end
     redis_call('HDEL', older, entry)
@@ -109,13 +110,13 @@ local function rotate(log)
 end
 
 -- Time-outs are renewed hourly, not at each write. `outlive` is a time that the log's epoch must survive; -1: for ever.
-local function look_after(log, outlive)
+local function look_after(log, outlive, written)
   local keys, now = log.keys, log.now
   local keep, generation = match(log.rest, '^(%-?%d+) (%d+)$')
   keep, generation = tonumber(keep), tonumber(generation)
   local age = now - generation
   if age > DAY or age > OPS_LEAST and redis_call('HLEN', keys[1]) > OPS_MANY then
-    if not log.fresh and generation > 0 then rotate(log) end
+    if not log.fresh and generation > 0 then rotate(log, written) end
     generation = now
   end
   log.due = text(now + HOUR)
@@ -150,10 +151,10 @@ end
 local function commit(log, result, outlive, field, value)
   local offset, meta, args, count = log.offset, log.keys[1], log.args, log.count
   if log.now >= tonumber(log.due) or offset % 4096 == 0 then
-    look_after(log, outlive)
+    look_after(log, outlive, field)
   elseif outlive ~= 0 then
     local keep = tonumber(match(log.rest, '^%-?%d+'))
-    if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive) end
+    if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive, field) end
   end
   local state = format('%s %d %s %s %s', log.epoch, offset, log.older, log.due, log.rest)
   local record = args[count + 2] .. ':' .. result

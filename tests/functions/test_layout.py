@@ -1,0 +1,206 @@
+"""What the server-side functions leave behind: the keys they touch, time-outs, generations of operation ids."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+import omnistate
+from omnistate import Client
+from omnistate.store import Keyspace
+from shop import Cart, Profile
+
+HOUR, DAY = 3_600_000, 86_400_000
+
+
+class Draft(omnistate.State, ttl=timedelta(hours=2)):
+    lines: dict[str, str] = {}
+
+
+def prefix(tenant: str) -> str:
+    return Keyspace(tenant).customer("ana").prefix.decode()
+
+
+def age(raw: Redis, meta: str, *, days: float = 1.1) -> None:
+    """Moves the moment at which the present generation of operation ids began, and that of the next look at time-outs."""
+    epoch, offset, older, _, keep, generation = raw.hget(meta, "s").decode().split()  # type: ignore[union-attr]
+    raw.hset(meta, "s", f"{epoch} {offset} {older} 0 {keep} {int(generation) - int(days * DAY)}")
+
+
+async def everything(omni: Client, who: str) -> None:
+    """At least one call of each function."""
+    ana = await omni.identify("web", "ana" + who)
+    await ana.link("mobile", "ana" + who)
+    cart = ana.state(Cart)
+    await cart.update(Cart.add, "cup")
+    await cart.increment("visits")
+    await cart.remove("items", "cup")
+    await cart.set(Cart(note="x"))
+    await cart.delete()
+    await cart.patch(note="y")
+    session = await ana.start_session("web", idle=timedelta(minutes=5))
+    await session.touch()
+    await session.end()
+    talk = await ana.start_conversation("web")
+    await talk.say(omnistate.CUSTOMER, "help")
+    await talk.messages()
+    await talk.hand_off("agents", reason="r", by="bot")
+    ticket = await omni.queue("agents").claim("maria")
+    assert ticket is not None
+    await ticket.say("maria", "hi")
+    await omni.queue("agents").waiting()
+    ben = await omni.identify("web", "ben" + who)
+    await ben.state(Cart).update(Cart.add, "pot")
+    await ana.merge(ben)
+    await ana.identities()
+
+
+def keys_of(words: list[str]) -> list[str]:
+    """The keys of a command that one of our functions called."""
+    name = words[0].upper()
+    if name in ("TIME", "SPUBLISH"):
+        return []
+    if name in ("DEL", "RENAME"):
+        return words[1:]
+    return words[1:2]
+
+
+async def test_every_key_that_a_function_touches_was_declared(omni: Client, raw: Redis, url: str) -> None:
+    await everything(omni, "1")  # so that the library is loaded
+    names, declared = set(), []
+    with raw.monitor() as monitor:
+        await everything(omni, "2")
+        Redis.from_url(url).echo("the end")
+        for said in monitor.listen():
+            words = said["command"].split(" ")  # keys come first, and hold no spaces
+            if words[0].upper() == "ECHO":
+                break
+            if words[0].upper() == "FCALL":
+                names.add(words[1].split("_", 3)[3])
+                declared = words[3 : 3 + int(words[2])]
+                slots = {key.split("{")[1].split("}")[0] for key in declared}
+                assert len(slots) == 1, declared
+            elif said["client_type"] == "lua":
+                for key in keys_of(words):
+                    assert key in declared, (words, declared)
+    assert names >= {
+        "state_write",
+        "state_delete",
+        "session_start",
+        "conversation_take",
+        "queue_lease",
+        "customer_freeze",
+    }
+
+
+async def test_a_header_names_version_size_and_deadline(omni: Client, raw: Redis, tenant: str) -> None:
+    draft = omni.customer("ana").state(Draft)
+    version = await draft.put("lines", "1", "x")
+    meta = prefix(tenant) + "meta"
+    offset, epoch, size, deadline, collected, codec, of_class = raw.hget(meta, "doc:Draft").decode().split()  # type: ignore[union-attr]
+    assert (int(offset), epoch) == (version.offset, version.epoch)
+    assert int(size) >= len("lines:1") + len('"x"')
+    now = sum(part * weight for part, weight in zip(raw.time(), (1000, 0.001), strict=True))  # type: ignore[arg-type]
+    assert 0 <= now + 2 * HOUR - int(deadline) < 60_000
+    assert raw.pexpiretime(prefix(tenant) + "doc:Draft") == int(collected) > int(deadline)
+    assert (codec, of_class) == ("json", "1")
+
+
+async def test_a_hash_that_was_emptied_gets_its_time_out_again(omni: Client, raw: Redis, tenant: str) -> None:
+    draft = omni.customer("ana").state(Draft)
+    for _ in range(3):
+        await draft.put("lines", "1", "x")
+        assert raw.pttl(prefix(tenant) + "doc:Draft") > HOUR
+        await draft.remove("lines", "1")
+        assert not raw.exists(prefix(tenant) + "doc:Draft")
+    await draft.set(Draft())
+    await draft.put("lines", "1", "x")
+    assert raw.pttl(prefix(tenant) + "doc:Draft") > HOUR
+
+
+async def test_a_class_that_loses_its_ttl_keeps_its_documents(omni: Client, raw: Redis, tenant: str) -> None:
+    await omni.customer("ana").state(Draft).put("lines", "1", "x")
+    forever = type("Draft", (omnistate.State,), {"__annotations__": {"lines": dict[str, str]}, "lines": {}})
+    await omni.customer("ana").state(forever).put("lines", "2", "y")
+    assert raw.ttl(prefix(tenant) + "doc:Draft") == -1
+    assert raw.ttl(prefix(tenant) + "meta") == -1
+
+
+async def test_what_an_abandoned_customer_leaves_expires(omni: Client, raw: Redis, tenant: str) -> None:
+    await omni.customer("ana").state(Draft).put("lines", "1", "x")
+    keys = list(raw.scan_iter(prefix(tenant).replace("{", "?").replace("}", "?") + "*", count=1000))
+    assert len(keys) == 4
+    for key in keys:
+        assert 0 < raw.pttl(key) <= 33 * DAY, key
+
+
+async def test_a_document_without_ttl_keeps_the_position_for_ever(omni: Client, raw: Redis, tenant: str) -> None:
+    await omni.customer("ana").state(Draft).put("lines", "1", "x")
+    await omni.customer("ana").state(Profile).patch(name="Ana")
+    assert raw.ttl(prefix(tenant) + "meta") == raw.ttl(prefix(tenant) + "docs") == -1
+
+
+async def test_operation_ids_are_remembered_for_a_generation_and_the_next(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    meta, cart = prefix(tenant) + "meta", omni.customer("ana").state(Cart)
+    assert await cart.increment("visits", operation_id="once") == 1
+    await omni.customer("ana").state(Draft).put("lines", "1", "x")
+    raw.hset(meta, "turn", "doc:Cart somebody 1")
+    age(raw, meta)
+    await cart.patch(note="a new generation")
+    assert raw.hexists(prefix(tenant) + "older", "op:once")
+    assert not raw.hexists(meta, "op:once")
+    assert raw.hget(meta, "turn") == b"doc:Cart somebody 1"
+    assert await cart.increment("visits", operation_id="once") == 1  # found in the last one, not applied again
+    assert (await omni.customer("ana").state(Draft).get()).lines == {"1": "x"}
+    assert (await cart.get()) == Cart(note="a new generation", visits=1)
+    age(raw, meta)
+    await cart.patch(note="and another")
+    assert await cart.increment("visits", operation_id="once") == 2  # forgotten, as documented
+    assert (await cart.get()) == Cart(note="and another", visits=2)
+
+
+async def test_a_new_generation_forgets_documents_that_have_expired(omni: Client, raw: Redis, tenant: str) -> None:
+    class Brief(omnistate.State, ttl=timedelta(milliseconds=20)):
+        word: str = ""
+
+    meta, ana = prefix(tenant) + "meta", omni.customer("ana")
+    await ana.state(Brief).patch(word="x")
+    await ana.state(Cart).patch(note="stays")
+    while not _expired(raw, meta):
+        await asyncio.sleep(0.005)
+    age(raw, meta)
+    await ana.state(Profile).patch(name="Ana")
+    assert raw.smembers(prefix(tenant) + "docs") == {b"doc:Cart", b"doc:Profile"}
+    assert not raw.hexists(meta, "doc:Brief")
+    assert (await ana.state(Cart).get()).note == "stays"
+
+
+def _expired(raw: Redis, meta: str) -> bool:
+    """By the server's clock."""
+    deadline = int(raw.hget(meta, "doc:Brief").split()[3])  # type: ignore[union-attr]
+    seconds, microseconds = raw.time()  # type: ignore[misc]
+    return bool(seconds * 1000 + microseconds / 1000 > deadline)
+
+
+@pytest.mark.parametrize("operation_id", ["s", "into", "turn", "doc:Cart", "op:x", "a b:c\r\n"])
+async def test_an_operation_id_is_never_taken_for_something_else(omni: Client, operation_id: str) -> None:
+    cart: Any = omni.customer("ana").state(Cart)
+    for _ in range(2):
+        assert await cart.increment("visits", operation_id=operation_id) == 1
+    assert (await cart.get()).visits == 1
+
+
+async def test_a_log_keeps_the_last_thousand_entries(omni: Client, raw: Redis, tenant: str) -> None:
+    cart = omni.customer("ana").state(Cart)
+    for _ in range(1100):
+        await cart.increment("visits")
+    length = raw.llen(prefix(tenant) + "log")
+    assert 1000 <= length < 1064
+    position = await omni.customer("ana").position()
+    assert position.offset == 1100
