@@ -28,9 +28,10 @@ lint: $(VENV)/.dev  ## style, types, layers, lock files
 	$(BIN)/mypy
 	$(BIN)/python tools/check_layers.py
 	$(BIN)/python tools/check_tree.py
+	$(BIN)/python tools/errors_page.py --check
 
-format: $(VENV)/.dev  ## format the code and fix what can be fixed
-	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+format: $(VENV)/.dev  ## format the code, fix what can be fixed, write the page of errors
+	$(BIN)/python tools/errors_page.py; $(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
 bench: setup  ## measure against peer and limit; writes benchmarks/results (a few minutes)
 	@$(BIN)/python benchmarks/run.py

@@ -19,6 +19,7 @@ from omnistate.store import Command, library
 
 CALLERS, CUSTOMERS, SECONDS = 64, 10_000, 1.5
 LINES = 12
+LIMIT_CALLS = 200_000
 CUSTOMER = "__customer__"
 
 
@@ -46,7 +47,7 @@ def limit(port: int, increment: Command[Any]) -> float:
     words += [word if isinstance(word, bytes) else str(word).encode() for word in increment.arguments]
     random_ids = [word.replace(CUSTOMER.encode(), customer(0)[:-12].encode() + b"__rand_int__") for word in words]
     command = ["taskset", "-c", str(CLIENT_CORE), "redis-benchmark", "-p", str(port), "-c", "50", "-P", "64"]
-    command += ["-n", "200000", "-r", str(CUSTOMERS), "--csv", *(word.decode() for word in random_ids)]
+    command += ["-n", str(LIMIT_CALLS), "-r", str(CUSTOMERS), "--csv", *(word.decode() for word in random_ids)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     return float(re.findall(r'"([\d.]+)"', said)[-7])  # requests a second, and six latencies after it
 
@@ -71,6 +72,7 @@ async def measure(port: int) -> dict[str, Any]:
     chance = random.Random(1)
     names = [customer(number) for number in range(CUSTOMERS)]
     found: dict[str, list[float]] = {}
+    spent: dict[str, list[float]] = {}
     async with omnistate.connect(f"redis://127.0.0.1:{port}") as omni:
         carts = [omni.customer(name).state(Cart) for name in names]
         for cart in carts:
@@ -98,11 +100,17 @@ async def measure(port: int) -> dict[str, Any]:
             for name, call in cases.items():
                 rate, _ = await throughput(call, callers=CALLERS, seconds=SECONDS)
                 found.setdefault(name, []).append(rate)
+            await r.config_resetstat()
             found.setdefault("limit", []).append(limit(port, increment))
+            for name, said in (await r.info("commandstats")).items():
+                if said["calls"] > 1000:  # each inner command of a function is counted too
+                    per_call = said["usec"] / LIMIT_CALLS
+                    spent.setdefault(name.removeprefix("cmdstat_"), []).append(per_call)
         await r.aclose()
     rates = {name: median(values) for name, values in found.items()}
     return {
         "per second": {name: round(rate) for name, rate in rates.items()},
+        "server time of one operation, us": {name: round(median(values), 2) for name, values in spent.items()},
         "rounds": {name: [round(rate) for rate in values] for name, values in found.items()},
         "results": [
             {"id": "P1", "what": "operation / MULTI+PUBLISH by redis-py", "value": rates["operation"] / rates["operation, redis-py"], "goal": ">= 12", "unit": "x"},

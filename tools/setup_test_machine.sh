@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests use beside Python: Debian's redis-server, Chromium and Node.js, and the JavaScript SDK.
+# Installs what the tests use beside Python: Debian's redis-server, Chromium, Node.js and curl, and the JavaScript SDK.
 # Where it may not, the tests say what is missing.
 set -u
 cd "$(dirname "$0")/.."
@@ -9,6 +9,7 @@ command -v redis-server >/dev/null || packages+=(redis-server)
 command -v chromium >/dev/null || packages+=(chromium)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+command -v curl >/dev/null || packages+=(curl)
 
 if [ ${#packages[@]} -gt 0 ] && [ -f /etc/debian_version ]; then
   sudo=""

@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 import omnistate
+from everything import everything
 from omnistate import Client
 from omnistate.store import Keyspace
 from shop import Cart, Profile
@@ -29,34 +30,6 @@ def age(raw: Redis, meta: str, *, days: float = 1.1) -> None:
     """Moves the moment at which the present generation of operation ids began, and that of the next look at time-outs."""
     epoch, offset, older, _, keep, generation = raw.hget(meta, "s").decode().split()  # type: ignore[union-attr]
     raw.hset(meta, "s", f"{epoch} {offset} {older} 0 {keep} {int(generation) - int(days * DAY)}")
-
-
-async def everything(omni: Client, who: str) -> None:
-    """At least one call of each function."""
-    ana = await omni.identify("web", "ana" + who)
-    await ana.link("mobile", "ana" + who)
-    cart = ana.state(Cart)
-    await cart.update(Cart.add, "cup")
-    await cart.increment("visits")
-    await cart.remove("items", "cup")
-    await cart.set(Cart(note="x"))
-    await cart.delete()
-    await cart.patch(note="y")
-    session = await ana.start_session("web", idle=timedelta(minutes=5))
-    await session.touch()
-    await session.end()
-    talk = await ana.start_conversation("web")
-    await talk.say(omnistate.CUSTOMER, "help")
-    await talk.messages()
-    await talk.hand_off("agents", reason="r", by="bot")
-    ticket = await omni.queue("agents").claim("maria")
-    assert ticket is not None
-    await ticket.say("maria", "hi")
-    await omni.queue("agents").waiting()
-    ben = await omni.identify("web", "ben" + who)
-    await ben.state(Cart).update(Cart.add, "pot")
-    await ana.merge(ben)
-    await ana.identities()
 
 
 def keys_of(words: list[str]) -> list[str]:

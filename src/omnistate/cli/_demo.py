@@ -72,12 +72,12 @@ async def _play(port: int, url: str | None) -> int:
 
 
 def _line(step: Step) -> Text:
-    line = Text("  ")
-    line.append(f"{step.channel:<12}", style=COLOURS[step.channel])
-    line.append(f"{step.text:<45}")
+    """80 columns: who, what, how long, and who saw it, or who did not."""
+    line = Text(" ")
+    line.append(f"{step.channel:<11}", style=COLOURS[step.channel])
+    line.append(f"{step.text:<35}")
     times = [milliseconds for milliseconds in step.seen.values() if milliseconds is not None]
-    line.append(
-        f"{max(times):6.1f} ms  " if step.complete else " not seen  ", style="" if step.complete else "bold red"
-    )
-    line.append(", ".join(name for name, ms in step.seen.items() if step.complete or ms is None), style="dim")
+    line.append(f"{max(times):6.1f} ms" if step.complete else " not seen", style="" if step.complete else "bold red")
+    names = [name.removeprefix("agent ") for name, ms in step.seen.items() if step.complete or ms is None]
+    line.append("  " + ", ".join(names), style="dim")
     return line

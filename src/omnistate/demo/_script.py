@@ -161,11 +161,11 @@ class Story:
             return {"conversation": talk, "text": text}
 
         await self._step(
-            whatsapp, "asks the bot for help; the bot answers", "conversation.say", message("Hello, help!"),
+            whatsapp, "asks for help; the bot answers", "conversation.say", message("Hello, help!"),
             says("Hello! I can"), web, mobile,
         )  # fmt: skip
         await self._step(
-            whatsapp, "asks for a person; handed to the agents", "conversation.say", message("A person, please"),
+            whatsapp, "asks for a person; joins the queue", "conversation.say", message("A person, please"),
             lambda event: event["type"] in ("conversation.handed_off", "queue.waiting"), web, mobile, desk,
         )  # fmt: skip
         began = time.perf_counter()
@@ -179,9 +179,7 @@ class Story:
         told = await agent.call("conversation.messages", {"conversation": talk})
         whole = len(told["messages"]) == 4 and cart["value"]["items"] == {"espresso-cup": 1, "moka-pot": 1}
         took = (time.perf_counter() - began) * 1000
-        self._add(
-            Step("agent desk", "takes over, sees the cart and the whole talk", {"agent desk": took if whole else None})
-        )
+        self._add(Step("agent desk", "takes over: has cart and whole talk", {"agent desk": took if whole else None}))
         await self._step(
             agent, "answers the customer", "conversation.say", message("Hi Ana, I can see your cart."),
             says("Hi Ana"), web, mobile, whatsapp,

@@ -1,0 +1,140 @@
+"""What the README and the docs tell a user to type, typed: their files are written, their commands run, their output
+compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+import omnistate
+from everything import everything
+from machine import free_port, missing
+from shop import Cart
+
+ROOT = Path(__file__).parent.parent.parent
+SDK = ROOT / "tests" / "gateway" / "sdk" / "node_modules"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+class Reader:
+    """A newcomer in an empty directory who types what a page says."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, free_port()
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {"PATH": path, "HOME": str(home), "COLUMNS": "80", "NODE_PATH": str(SDK)}
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def follow(self, page: Path) -> int:
+        """Returns how many commands there were."""
+        commands = 0
+        for language, text in BLOCK.findall(page.read_text().replace("8000", str(self.port))):
+            named = re.match(r"(?:#|//) (\w+\.\w+)\n", text)
+            if named:
+                (self.home / named[1]).write_text(text)
+            elif language == "console":
+                for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+                    commands += 1
+                    self.type(command, expected)
+        return commands
+
+    def type(self, command: str, expected: str) -> None:
+        if command.endswith(" &"):
+            self.start(command.removesuffix(" &"))
+            return
+        done = subprocess.run(
+            command, shell=True, cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"$ {command}\n{done.stderr}"
+        pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, done.stdout.strip()), f"$ {command}\n{done.stdout}"
+
+    def start(self, command: str) -> None:
+        with (self.home / "log").open("wb") as log:
+            process = subprocess.Popen(
+                "exec " + command, shell=True, cwd=self.home, env=self.environment, stdout=log, stderr=log
+            )
+        self.running.append(process)
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            assert process.poll() is None, (self.home / "log").read_text()
+            assert time.monotonic() < deadline, "it does not listen"
+            time.sleep(0.05)
+
+    def leave(self) -> None:
+        for process in self.running:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    one = Reader(tmp_path)
+    yield one
+    one.leave()
+
+
+def test_the_readme(reader: Reader) -> None:
+    assert reader.follow(ROOT / "README.md") == 1
+
+
+def test_the_guide(reader: Reader) -> None:
+    if shutil.which("node") is None or not (SDK / "centrifuge").is_dir():
+        missing("node with the JavaScript SDK", "apt-get install nodejs npm && (cd tests/gateway/sdk && npm ci)")
+    if shutil.which("curl") is None:
+        missing("curl", "apt-get install curl")
+    assert reader.follow(ROOT / "docs" / "guide.md") == 9
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_that_the_docs_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)`", page.read_text())) <= targets, page.name
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "results" / "results.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    hot = re.search(r"64 callers / WATCH by redis-py \| (\d+) x", results)
+    operation = re.search(r"MULTI\+PUBLISH by redis-py \| ([\d.]+) x", results)
+    assert hot is not None
+    assert operation is not None
+    assert f"{hot[1]} times the updates of WATCH" in readme
+    assert f"is {float(operation[1]):.0f} times MULTI" in readme
+
+
+async def test_the_access_list_of_the_reference_is_enough(url: str, raw: Redis, tenant: str) -> None:
+    page = (ROOT / "docs" / "reference" / "store.md").read_text()
+    [rules] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
+    raw.execute_command("ACL", "SETUSER", *rules.split())
+    raw.function_flush()
+    async with omnistate.connect(url.replace("//", "//omnistate:secret@"), tenant=tenant) as omni:
+        await everything(omni, "acl")
+        async with contextlib.aclosing(omni.customer("ana").state(Cart).watch()) as changes:
+            await anext(changes)
+            await omni.customer("ana").state(Cart).update(Cart.add, "cup")
+            assert (await anext(changes)).value.items == {"cup": 1}
+    assert raw.execute_command("ACL", "LOG") == []
+    raw.execute_command("ACL", "DELUSER", "omnistate")
