@@ -47,15 +47,18 @@ def test_get_set_and_watch(app: Path, data_dir: Path) -> None:
     where = ["--app", "store:app", "--data-dir", str(data_dir)]
     assert omnistate("get", "ana", "Cart", *where, directory=app).stdout.strip().startswith('{\n  "items": {}')
     done = omnistate("set", "ana", "Cart", '{"items": {"cup": 2}}', "--json", *where, directory=app)
-    version = json.loads(done.stdout)
-    assert version["offset"] == 1
+    version = json.loads(done.stdout)["version"]
     found = json.loads(omnistate("get", "ana", "Cart", "--json", *where, directory=app).stdout)
-    assert (found["value"]["items"], found["version"]) == ({"cup": 2}, 1)
-    stale = omnistate("set", "ana", "Cart", "{}", "--expect", f"{version['epoch']}:7", *where, directory=app)
+    assert found == {"value": {"items": {"cup": 2}, "note": "", "visits": 0}, "version": version, "position": version}
+    stale = omnistate("set", "ana", "Cart", "{}", "--expect", version[:-1] + "7", *where, directory=app)
     assert stale.returncode == 1
     assert "is at version 1" in stale.stderr
+    done = omnistate("set", "ana", "Cart", '{"note": "x"}', "--expect", version, *where, directory=app)
+    assert (done.returncode, done.stdout.strip()) == (0, version[:-1] + "2")
+    missed = omnistate("watch", "ana", "Cart", "--after", version, "--count", "1", *where, directory=app)
+    assert missed.stdout.startswith(version[:-1] + "2  ")
     watched = omnistate("watch", "ana", "Cart", "--count", "1", "--json", *where, directory=app)
-    assert json.loads(watched.stdout)["value"]["items"] == {"cup": 2}
+    assert json.loads(watched.stdout)["value"] == {"items": {}, "note": "x", "visits": 0}
 
 
 @pytest.mark.parametrize(

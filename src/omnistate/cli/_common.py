@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from cyclopts import Parameter
 
 import omnistate
 from omnistate.store import running_url
@@ -23,17 +28,44 @@ class UsageError(omnistate.OmnistateError):
     code = "usage"
 
 
-def connect(url: str | None, data_dir: Path | None, tenant: str) -> omnistate.Client:
-    """The store that `--url`, OMNISTATE_URL or the data directory names.
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where the customers are."""
 
-    When another process runs the embedded server of that directory, its server is used.
-    """
-    url = url or os.environ.get("OMNISTATE_URL") or None
-    if url is None:
-        url = running_url(data_dir)
-    if url is not None:
-        return omnistate.connect(url, tenant=tenant)
-    return omnistate.connect(data_dir=data_dir, tenant=tenant)
+    url: str | None = None
+    """The server; by default OMNISTATE_URL, else the embedded one."""
+    data_dir: Path | None = None
+    """The embedded server's directory."""
+    tenant: str = "default"
+    """The tenant."""
+
+    def connect(self) -> omnistate.Client:
+        """The store that is named. When another process runs the embedded server of that directory, its server is used."""
+        url = self.url or os.environ.get("OMNISTATE_URL") or running_url(self.data_dir)
+        if url is not None:
+            return omnistate.connect(url, tenant=self.tenant)
+        return omnistate.connect(data_dir=self.data_dir, tenant=self.tenant)
+
+
+EMBEDDED = Store()
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def described(snapshot: omnistate.Snapshot[Any]) -> str:
+    """A snapshot as JSON: version and position are spelled as `--expect` and `--after` take them."""
+    version = snapshot.precondition
+    return json.dumps(
+        {
+            "value": plain(snapshot.value),
+            "version": str(version) if isinstance(version, omnistate.Position) else None,
+            "position": str(snapshot.position),
+        }
+    )
+
+
+def plain(value: omnistate.State) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def load_app(target: str) -> omnistate.App:

@@ -7,10 +7,12 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import structlog
+from cyclopts import Parameter
 
-from omnistate.cli._common import UsageError, connect, load_app, run
+from omnistate.cli._common import EMBEDDED, Store, UsageError, load_app, run
 from omnistate.gateway import MIN_SECRET_BYTES, DevTokens, Tokens, bind, serving
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -22,15 +24,14 @@ _LOUD = """
 
 def serve(
     app: str,
+    /,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     token_secret_file: Path | None = None,
-    dev: bool = False,
-    origin: list[str] | None = None,
-    url: str | None = None,
-    data_dir: Path | None = None,
-    tenant: str = "default",
+    dev: Annotated[bool, Parameter(negative="")] = False,
+    origin: Annotated[list[str] | None, Parameter(negative="")] = None,
+    store: Store = EMBEDDED,
 ) -> None:
     """Serve an app: HTTP and WebSocket on one port.
 
@@ -48,12 +49,6 @@ def serve(
         Development mode: tokens are not checked. Only on this machine.
     origin
         An origin whose pages may connect, for example https://shop.example; may be repeated. By default the page's own.
-    url
-        The server; by default OMNISTATE_URL, else the embedded one.
-    data_dir
-        The embedded server's directory.
-    tenant
-        The tenant.
     """
     declared = load_app(app)
     tokens = _tokens(token_secret_file, dev=dev, host=host)
@@ -62,7 +57,7 @@ def serve(
 
     async def work() -> None:
         async with (
-            connect(url, data_dir, tenant) as omni,
+            store.connect() as omni,
             serving(omni, declared, tokens, listener, origins=origin) as gateway,
         ):
             here = f"http://{host}:{listener.getsockname()[1]}"

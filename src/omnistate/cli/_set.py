@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from omnistate import ANY, Position
-from omnistate.cli._common import connect, load_app, run, state_of
+from omnistate.cli._common import EMBEDDED, Json, Store, load_app, run, state_of
 from omnistate.state import schema_of
 
 
@@ -18,13 +14,12 @@ def set_(
     customer: str,
     state: str,
     value: str,
+    /,
     *,
     app: str,
     expect: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    url: str | None = None,
-    data_dir: Path | None = None,
-    tenant: str = "default",
+    as_json: Json = False,
+    store: Store = EMBEDDED,
 ) -> None:
     """Replace a customer's state.
 
@@ -42,12 +37,6 @@ def set_(
         The version that must still be there, as epoch:offset.
     as_json
         Print the new version as JSON.
-    url
-        The server; by default OMNISTATE_URL, else the embedded one.
-    data_dir
-        The embedded server's directory.
-    tenant
-        The tenant.
     """
     kind = state_of(load_app(app), state)
     text = sys.stdin.buffer.read() if value == "-" else value.encode(errors="surrogatepass")
@@ -55,8 +44,8 @@ def set_(
     precondition = ANY if expect is None else Position.parse(expect)
 
     async def work() -> None:
-        async with connect(url, data_dir, tenant) as omni:
+        async with store.connect() as omni:
             version = await omni.customer(customer).via("command line").state(kind).set(parsed, expect=precondition)
-        print(json.dumps({"epoch": version.epoch, "offset": version.offset}) if as_json else version)
+        print(json.dumps({"version": str(version)}) if as_json else version)
 
     run(work())
