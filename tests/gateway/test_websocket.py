@@ -262,3 +262,76 @@ class TestWithShortDeadlines:
                 break
         await until(lambda: not served.gateway.connections, seconds=10)  # it is given 5 s to answer the close
         writer.transport.abort()
+
+
+class TestTokensOfSubscriptions:
+    """An agent's connection names no customer; the token that came with a claim opens one topic."""
+
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(token_grace=0.2)
+
+    async def agent(self, served: Served, opened: ClientConnection) -> None:
+        await say(opened, {"id": 1, "connect": {"token": served.token("maria", role="agent")}})
+        await hear(opened)
+
+    def grant(self, served: Served, lifetime: int, customer: str = "ana") -> str:
+        return served.token("maria", role="agent", customer=customer, lifetime=lifetime)
+
+    async def test_it_says_when_the_token_ends_and_ends_with_it(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await self.agent(served, opened)
+            topic = {"channel": "customer:ana", "token": self.grant(served, 1)}
+            await say(opened, {"id": 2, "subscribe": topic}, {"id": 3, "history": {"channel": "customer:ana"}})
+            result = (await hear(opened))["subscribe"]
+            assert (result["expires"], result["ttl"]) == (True, 1)
+            assert (await hear(opened))["history"]["publications"] == []
+            ended = await hear(opened)
+            assert ended["push"] == {"channel": "customer:ana", "unsubscribe": {"code": 2501, "reason": "expired"}}
+            await served.omni.customer("ana").state(Cart).increment("visits")
+            await say(opened, {"id": 4, "ping": {}})
+            assert await hear(opened) == {"id": 4, "ping": {}}  # and no publication before it
+
+    async def test_a_refreshed_one_goes_on(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await self.agent(served, opened)
+            await say(opened, {"id": 2, "subscribe": {"channel": "customer:ana", "token": self.grant(served, 1)}})
+            await hear(opened)
+            for number, (token, code) in enumerate(
+                [(self.grant(served, 60, "ben"), 103), (self.grant(served, -60), 109), ("nonsense", 103)], 3
+            ):
+                await say(opened, {"id": number, "sub_refresh": {"channel": "customer:ana", "token": token}})
+                assert (await hear(opened))["error"]["code"] == code
+            await say(opened, {"id": 9, "sub_refresh": {"channel": "customer:ana", "token": self.grant(served, 60)}})
+            assert (await hear(opened))["sub_refresh"]["expires"] is True
+            await asyncio.sleep(1.4)  # the first token's end and its grace
+            await served.omni.customer("ana").state(Cart).increment("visits")
+            assert (await hear(opened))["push"]["pub"]["offset"] == 1
+
+    async def test_an_expired_one_is_told_so_that_the_sdk_gets_another(self, served: Served) -> None:
+        async with socket(served) as opened:
+            await self.agent(served, opened)
+            await say(opened, {"id": 2, "subscribe": {"channel": "customer:ana", "token": self.grant(served, -60)}})
+            assert (await hear(opened))["error"]["code"] == 109
+
+
+async def test_who_leaves_while_joining_does_not_take_others_along(served: Served) -> None:
+    for number in range(20):
+        user = f"ana-{number}"
+        async with socket(served) as first, socket(served) as second:
+            for opened in (first, second):
+                await say(opened, {"id": 1, "connect": {"token": served.token(user)}})
+                await hear(opened)
+            for opened in (first, second):
+                await say(opened, {"id": 2, "subscribe": {"channel": f"customer:{user}"}})
+            leaver = next(client for client in served.gateway.connections if client._peer and client._peer.user == user)
+            await until(lambda leaver=leaver: leaver._subscriptions, 1)
+            leaver._transport._socket.abort()  # type: ignore[attr-defined]
+            stays = []
+            for opened in (first, second):
+                try:
+                    stays.append((await hear(opened))["subscribe"]["recoverable"])
+                except ConnectionClosed:
+                    pass
+            assert stays
+            assert all(stays)

@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from msgspec import Raw
+
 from omnistate.errors import OmnistateError, PositionLost
 from omnistate.gateway._auth import Peer, TokenExpired
 from omnistate.gateway._hub import Hub, Publication, Visible
@@ -71,10 +73,12 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A topic that a peer may follow: its log, and which of its events the peer may see."""
+    """A topic that a peer may follow: its log, which of its events the peer may see, and until when, if a token of its own
+    says so."""
 
     keys: LogKeys
     visible: Visible
+    expires_at: float | None = None
 
 
 class Backend(Protocol):
@@ -171,6 +175,7 @@ class ClientConnection:
         subscription = self._subscriptions.pop(topic, None)
         if subscription is None:
             return False
+        self._stop("expiry of " + topic)
         if subscription.leave is not None:
             subscription.leave()
         if push is not None:
@@ -236,17 +241,19 @@ class ClientConnection:
                 return await self._history(request)
             case "refresh":
                 return self._refresh(request.token)
+            case "sub_refresh":
+                return self._refresh_subscription(request.channel, request.token)
             case "ping":
                 return {}
             case "publish":
                 raise DENIED  # changes go through actions
-            case "sub_refresh" | "presence" | "presence_stats":
+            case "presence" | "presence_stats":
                 raise NOT_AVAILABLE
         raise METHOD_NOT_FOUND
 
     def _connect(self, token: str) -> dict[str, Any]:
         self._peer = self._authenticate(token)
-        self._timers.pop("connect").cancel()
+        self._stop("connect")
         ping_every = self._limits.ping_every
         self._timer("ping", ping_every * (0.5 + random.random() / 2), self._ping)
         return self._identity() | {"ping": round(ping_every), "pong": True}
@@ -290,22 +297,49 @@ class ClientConnection:
             raise LIMIT
         if request.type:
             raise NOT_AVAILABLE
-        assert self._peer is not None
-        access = self._backend.authorize(self._peer, topic, request.token)
+        access = self._authorize(topic, request.token)
         subscription = Subscription(self, topic, access)
         self._subscriptions[topic] = subscription
         try:
             position, subscription.leave = await self._backend.hub.join(topic, access.keys, subscription)
             result, last = await self._recover(request, access, position)
+            result |= self._expiry(subscription)
         except BaseException:
             self.unsubscribe(topic)
             raise
         self._say(reply(command_id, "subscribe", result))
         subscription.release(last)
 
+    def _refresh_subscription(self, topic: str, token: str) -> dict[str, Any]:
+        subscription = self._subscriptions.get(topic)
+        if subscription is None:
+            raise DENIED
+        subscription.access = self._authorize(topic, token)
+        return self._expiry(subscription)
+
+    def _authorize(self, topic: str, token: str) -> Access:
+        assert self._peer is not None
+        try:
+            return self._backend.authorize(self._peer, topic, token)
+        except TokenExpired:
+            raise TOKEN_EXPIRED from None
+
+    def _expiry(self, subscription: Subscription) -> dict[str, Any]:
+        """What is told of it. A subscription whose token was not refreshed in time ends; the SDK asks with a new one."""
+        expires_at = subscription.access.expires_at
+        if expires_at is None:
+            return {}
+        left, topic = expires_at - time.time(), subscription.topic
+        self._timer(
+            "expiry of " + topic,
+            left + self._limits.token_grace,
+            lambda: self.unsubscribe(topic, push=(2501, "expired")),
+        )
+        return {"expires": True, "ttl": max(1, int(left))}
+
     async def _recover(
         self, request: SubscribeRequest, access: Access, position: Position
-    ) -> tuple[bytes | dict[str, Any], int]:
+    ) -> tuple[dict[str, Any], int]:
         """The subscribe result, and the offset up to which the client has everything.
 
         Recovered means gap-free: all that was missed, or nothing. The offset that is told is then the client's own, so
@@ -323,16 +357,14 @@ class ClientConnection:
             current = {"epoch": lost.current.epoch, "offset": lost.current.offset}
             return now | current | {"was_recovering": True, "recovered": False}, lost.current.offset
         missed = _publications(request.channel, page, access.visible)
-        head = b'{"recoverable":true,"positioned":true,"was_recovering":true,"recovered":true,"epoch":"%b","offset":%d'
-        offset = after.offset if missed else page.top
-        told = head % (page.epoch.encode(), offset)
-        return told + b',"publications":[%b]}' % b",".join(missed), page.top
+        reached = {"epoch": page.epoch, "offset": after.offset if missed else page.top}
+        return now | reached | {"was_recovering": True, "recovered": True, "publications": missed}, page.top
 
-    async def _history(self, request: HistoryRequest) -> bytes | dict[str, Any]:
-        assert self._peer is not None
-        access = self._backend.authorize(self._peer, request.channel, "")
-        if request.channel not in self._subscriptions:
+    async def _history(self, request: HistoryRequest) -> dict[str, Any]:
+        subscription = self._subscriptions.get(request.channel)
+        if subscription is None:
             raise DENIED
+        access = subscription.access
         top = self._backend.feed.position(access.keys)
         since = Position(request.since.epoch or top.epoch, request.since.offset) if request.since else top
         if request.reverse:
@@ -343,14 +375,18 @@ class ClientConnection:
             raise UNRECOVERABLE from None
         limit = len(page.entries) if request.limit < 0 else min(request.limit, MAX_PAGE)
         found = _publications(request.channel, page, access.visible)[:limit]
-        return b'{"publications":[%b],"epoch":"%b","offset":%d}' % (b",".join(found), page.epoch.encode(), page.top)
+        return {"publications": found, "epoch": page.epoch, "offset": page.top}
 
     # time
 
     def _timer(self, name: str, delay: float, act: Any) -> None:
-        if name in self._timers:
-            self._timers[name].cancel()
+        self._stop(name)
         self._timers[name] = self._loop.call_later(max(delay, 0), act)
+
+    def _stop(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
 
     def _ping(self) -> None:
         """On schedule, also on a busy connection: the Python SDK waits for pings alone."""
@@ -363,14 +399,14 @@ class ClientConnection:
         if command.id or not self._awaits_pong:
             raise BadFrame("an unsolicited pong")
         self._awaits_pong = False
-        self._timers.pop("pong").cancel()
+        self._stop("pong")
 
     def _say(self, payload: bytes) -> None:
         if not self._closed:
             self._transport.write(text_frame(payload))
 
 
-def _publications(topic: str, page: Page, visible: Visible) -> list[bytes]:
+def _publications(topic: str, page: Page, visible: Visible) -> list[Raw]:
     return [
         publication(entry.event, entry.offset)
         for entry in page.entries

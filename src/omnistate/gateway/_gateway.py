@@ -41,18 +41,20 @@ class Gateway:
         return self._tokens.verify(token)
 
     def authorize(self, peer: Peer, topic: str, token: str) -> Access:
-        """Whether the peer, or a further token for this subscription, may follow the topic."""
+        """Whether the peer, or a further token for this subscription, may follow the topic. Raises `Denied`."""
+        expires_at = None
         if token:
             peer = self._tokens.verify(token)
+            expires_at = peer.expires_at
         kind, _, name = topic.partition(":")
         if kind == "customer" and name:
             if peer.customer != name:
                 raise Denied("this token does not open that customer")
-            return Access(self.client.keyspace.customer(name), self._visible_to(peer))
+            return Access(self.client.keyspace.customer(name), self._visible_to(peer), expires_at)
         if kind == "queue" and name:
             if peer.role != "agent":
                 raise Denied("only agents may follow a queue")
-            return Access(self.client.keyspace.queue(name), _all)
+            return Access(self.client.keyspace.queue(name), _all, expires_at)
         raise UNKNOWN_TOPIC
 
     async def read(self, access: Access, after: Position) -> Page:

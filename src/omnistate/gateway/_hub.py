@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -54,12 +55,12 @@ class Subscriber(Protocol):
 
 
 class _Topic:
-    """A listener of the store's feed that serves all subscribers of one topic."""
+    """A listener of the store's feed that serves all subscribers of one topic, who share one joining of the feed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, feed: Feed, keys: LogKeys) -> None:
         self.name = name
         self.subscribers: dict[Subscriber, None] = {}
-        self.leave: Leave | None = None
+        self.joined = asyncio.ensure_future(feed.join(keys, self))
 
     def on_entry(self, epoch: str, entry: Entry) -> None:
         publication = Publication(self.name, entry.offset, entry.event)
@@ -69,6 +70,12 @@ class _Topic:
     def on_lost(self) -> None:
         for subscriber in list(self.subscribers):
             subscriber.lose()
+
+    def leave(self) -> None:
+        if not self.joined.done():
+            self.joined.cancel()
+        elif not self.joined.cancelled() and self.joined.exception() is None:
+            self.joined.result()()
 
 
 class Hub:
@@ -82,25 +89,18 @@ class Hub:
         """The position from which on the subscriber is given everything, and how it stops."""
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = _Topic(name)
+            topic = self._topics[name] = _Topic(name, self._feed, keys)
         topic.subscribers[subscriber] = None
-        try:
-            leave = await self._feed.join(keys, topic)
-        except BaseException:
-            self._drop(topic, subscriber)
-            raise
-        if topic.leave is None:
-            topic.leave = leave
-        position = self._feed.position(keys)
 
         def stop() -> None:
-            self._drop(topic, subscriber)
-
-        return position, stop
-
-    def _drop(self, topic: _Topic, subscriber: Subscriber) -> None:
-        topic.subscribers.pop(subscriber, None)
-        if not topic.subscribers and self._topics.get(topic.name) is topic:
-            del self._topics[topic.name]
-            if topic.leave is not None:
+            topic.subscribers.pop(subscriber, None)
+            if not topic.subscribers and self._topics.get(name) is topic:
+                del self._topics[name]
                 topic.leave()
+
+        try:
+            await asyncio.shield(topic.joined)  # one subscriber may go while the others still wait
+        except BaseException:
+            stop()
+            raise
+        return self._feed.position(keys), stop

@@ -182,12 +182,12 @@ def error_reply(command_id: int, error: WireError) -> bytes:
     return _encode({"id": command_id, "error": said})
 
 
-def publication(event: bytes, offset: int) -> bytes:
-    return b'{"data":%b,"offset":%d}' % (event, offset)
+def publication(event: bytes, offset: int) -> Raw:
+    return Raw(b'{"data":%b,"offset":%d}' % (event, offset))
 
 
 def publication_push(topic: str, event: bytes, offset: int) -> bytes:
-    return b'{"push":{"channel":%b,"pub":%b}}' % (_encode(topic), publication(event, offset))
+    return b'{"push":{"channel":%b,"pub":{"data":%b,"offset":%d}}}' % (_encode(topic), event, offset)
 
 
 def unsubscribe_push(topic: str, code: int, reason: str) -> bytes:
