@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from omnistate.gateway import Limits
+from omnistate.gateway._hub import Publication
 from shop import Cart
 
 
@@ -316,22 +317,25 @@ class TestTokensOfSubscriptions:
 
 
 async def test_who_leaves_while_joining_does_not_take_others_along(served: Served) -> None:
-    for number in range(20):
-        user = f"ana-{number}"
-        async with socket(served) as first, socket(served) as second:
-            for opened in (first, second):
-                await say(opened, {"id": 1, "connect": {"token": served.token(user)}})
-                await hear(opened)
-            for opened in (first, second):
-                await say(opened, {"id": 2, "subscribe": {"channel": f"customer:{user}"}})
-            leaver = next(client for client in served.gateway.connections if client._peer and client._peer.user == user)
-            await until(lambda leaver=leaver: leaver._subscriptions, 1)
-            leaver._transport._socket.abort()  # type: ignore[attr-defined]
-            stays = []
-            for opened in (first, second):
-                try:
-                    stays.append((await hear(opened))["subscribe"]["recoverable"])
-                except ConnectionClosed:
-                    pass
-            assert stays
-            assert all(stays)
+    class Follower:
+        def __init__(self) -> None:
+            self.offsets: list[int] = []
+
+        def deliver(self, epoch: str, publication: Publication) -> None:
+            self.offsets.append(publication.offset)
+
+        def lose(self) -> None:
+            raise AssertionError("nothing was lost")
+
+    hub, keys = served.gateway.hub, served.omni.keyspace.customer("ana")
+    leaver, stayer = Follower(), Follower()
+    joining = [asyncio.create_task(hub.join("customer:ana", keys, one)) for one in (leaver, stayer)]
+    await asyncio.sleep(0)  # both have begun, and neither is there
+    joining[0].cancel()
+    _, leave = await asyncio.wait_for(joining[1], 5)
+    await served.omni.customer("ana").state(Cart).increment("visits")
+    await until(lambda: stayer.offsets == [1])
+    assert leaver.offsets == []
+    leave()
+    position, _ = await asyncio.wait_for(hub.join("customer:ana", keys, stayer), 5)
+    assert position.offset == 1
