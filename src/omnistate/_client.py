@@ -10,12 +10,12 @@ from typing import Literal, Self
 
 from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, identify
-from omnistate.errors import InvalidInput, OmnistateError
+from omnistate.errors import InvalidInput, NotConnected, OmnistateError
 from omnistate.session import Session, session_of_token
 from omnistate.state import Origin, Services
-from omnistate.store import EmbeddedServer, Keyspace, Link, encode_id, library, parse_url, run
+from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
 
-_LONGEST_TIMEOUT = timedelta(minutes=1)
+_LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
 
 
@@ -35,8 +35,7 @@ class Client:
         timeout: timedelta,
         identity_secret: bytes,
     ) -> None:
-        if not timedelta(milliseconds=10) <= timeout <= _LONGEST_TIMEOUT:
-            raise InvalidInput(f"timeout must be between 10 ms and {_LONGEST_TIMEOUT.seconds} s, not {timeout}")
+        check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
         if url is not None and data_dir is not None:
             raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
         self._endpoint = parse_url(url) if url is not None else None
@@ -79,11 +78,14 @@ class Client:
         if server is not None:
             await server.close()
 
+    def __repr__(self) -> str:
+        return f"<Client {self.url if self._services is not None else 'not open'}>"
+
     @property
     def services(self) -> Services:
         """For the gateway: what handles work with."""
         if self._services is None:
-            raise OmnistateError("this client is not open: use it inside `async with omnistate.connect() as omni`")
+            raise NotConnected
         return self._services
 
     @property

@@ -146,6 +146,15 @@ class OwnershipLost(OmnistateError):
         self.author, self.owner, self.epoch = author, owner, epoch
 
 
+class NotConnected(OmnistateError):
+    """This client is not open, or not any more: use it and its handles inside `async with omnistate.connect() as omni`."""
+
+    code = "not_connected"
+
+    def __init__(self) -> None:
+        super().__init__("this client is not open: use it inside `async with omnistate.connect() as omni`")
+
+
 class Denied(OmnistateError):
     """This channel, role or token may not do that: use one that may, or widen the declaration in the app."""
 

@@ -337,5 +337,6 @@ async def test_who_leaves_while_joining_does_not_take_others_along(served: Serve
     await until(lambda: stayer.offsets == [1])
     assert leaver.offsets == []
     leave()
-    position, _ = await asyncio.wait_for(hub.join("customer:ana", keys, stayer), 5)
+    position, leave = await asyncio.wait_for(hub.join("customer:ana", keys, stayer), 5)
     assert position.offset == 1
+    leave()

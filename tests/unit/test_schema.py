@@ -208,7 +208,7 @@ def test_every_field_needs_a_default() -> None:
 
 
 def test_what_is_no_state_is_refused() -> None:
-    with pytest.raises(omnistate.InvalidDeclaration, match="derive it from State"):
+    with pytest.raises(omnistate.InvalidDeclaration, match="derived from State"):
         schema_of(dict)  # type: ignore[type-var]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -115,6 +116,8 @@ class Customer:
         Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
         document's class is not imported. Four round trips, one or two for each document and two for each identity.
         """
+        if not isinstance(other, Customer):
+            raise InvalidInput(f"merge takes the other customer, not a {type(other).__name__}: omni.customer(id)")
         if other.id == self.id:
             raise InvalidInput("a customer cannot be merged into itself")
         execute = self._services.link.execute
@@ -130,7 +133,8 @@ class Customer:
         schema = schema_of(kind)
         flat = dict(zip(fields[::2], fields[1::2], strict=True))
         theirs = schema.decode(schema.join(flat))
-        operation_id = f"merge:{encode_id(other_id)[:128]}:{schema.name}"
+        other = hashlib.blake2b(other_id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
+        operation_id = f"merge:{other}:{schema.name}"
         handle = self.state(kind)
         merge = getattr(kind, "merge", None)
         if merge is not None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from omnistate.errors import InvalidInput
 from omnistate.session._commands import end, start, touch
 from omnistate.state import Services
-from omnistate.store import Keyspace, LogKeys, decode_id, encode_id, new_operation_id
+from omnistate.store import Keyspace, LogKeys, check_duration, decode_id, encode_id, new_operation_id
 
 _LONGEST_IDLE = timedelta(days=400)
 
@@ -46,8 +46,7 @@ async def start_session(
 ) -> Session:
     """A new session. One round trip."""
     encode_id(channel, "channel")
-    if not timedelta(seconds=1) <= idle <= _LONGEST_IDLE:
-        raise InvalidInput(f"idle must be between 1 s and {_LONGEST_IDLE.days} days, not {idle}")
+    check_duration("idle", idle, timedelta(seconds=1), _LONGEST_IDLE)
     session = Session(services, log, customer_id, f"{encode_id(customer_id)}.{secrets.token_urlsafe(32)}")
     idle_ms = idle // timedelta(milliseconds=1)
     await services.link.execute(start(log, session.id, channel, idle_ms, operation_id=new_operation_id()))

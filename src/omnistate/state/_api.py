@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidValue
+from omnistate.errors import Conflict, InvalidInput, InvalidValue
 from omnistate.state._commands import (
     Done,
     Held,
@@ -27,7 +27,7 @@ from omnistate.state._commands import (
     write,
 )
 from omnistate.state._events import apply_event, decode_event
-from omnistate.state._model import ANY, AnyState, Change, Precondition, Snapshot, Written, schema_of
+from omnistate.state._model import ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._update import Call, Combiner
 from omnistate.store import (
@@ -64,9 +64,9 @@ class Services:
         self.combiner = Combiner(link.execute)
 
     async def close(self) -> None:
-        await self.feed.close()
-        await self.combiner.close()
         await self.link.close()
+        await self.combiner.close()
+        await self.feed.close()
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -112,6 +112,9 @@ class StateHandle(Generic[AnyState]):
         self._owner = ":".join(owner) if owner else ""
         self._schema: Schema[AnyState] = schema_of(kind)
         self._target = target_of(log, self._schema.name, origin, owner)
+
+    def __repr__(self) -> str:
+        return f"<StateHandle {self._target.document.decode()}>"
 
     async def get(self) -> AnyState:
         """The value now; the class's default where nothing was written. One round trip."""
@@ -209,8 +212,8 @@ class StateHandle(Generic[AnyState]):
         What is absent counts as 0. Never conflicts. Raises `InvalidValue` beyond 2^53.
         """
         name = self._schema.counter(field, key)
-        if not -_MOST_SUM <= by <= _MOST_SUM:
-            raise InvalidValue(f"cannot add {by} to {self._schema.name}.{field}: the limit is 2^53")
+        if type(by) is not int or not -_MOST_SUM <= by <= _MOST_SUM:
+            raise InvalidValue(f"cannot add {by!r} to {self._schema.name}.{field}: it must be an int within 2^53")
         mapped, _, entry = name.partition(b":")
         text, tail = b',"set":{"' + name + b'":', b"}"
         if key is not None:
@@ -237,6 +240,8 @@ class StateHandle(Generic[AnyState]):
         when that is nothing. Raises `PositionLost` when the log no longer reaches back that far: it never skips. Three
         round trips to start, none per change.
         """
+        if after is not None and not isinstance(after, Position):
+            raise InvalidInput("after must be a Position: that of a snapshot or a change, or Position.parse(text)")
         inbox = Inbox()
         leave = await self._services.feed.join(self._target.log, inbox)
         try:
@@ -339,6 +344,10 @@ class StateHandle(Generic[AnyState]):
 def _precondition(expect: Precondition | Snapshot[Any]) -> Precondition:
     if isinstance(expect, Snapshot):
         return expect.precondition
+    if not isinstance(expect, Position | Expect):
+        raise InvalidInput(
+            "expect must be ANY, ABSENT, the snapshot that must still be the present one, or its Position"
+        )
     return expect
 
 

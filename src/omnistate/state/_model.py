@@ -71,7 +71,7 @@ def _declare(cls: type, name: str, ttl: timedelta | None, channels: Collection[s
     if without > 0:
         field = struct.__struct_fields__[0]
         raise InvalidDeclaration(
-            f"{name}.{field} needs a default: every customer has a {name}, also before anything was written"
+            f"{name}.{field} needs a default: every customer has one, also before anything was written"
         )
     if isinstance(channels, str):
         raise InvalidDeclaration(f'{name}: channels must be a set of names, not a str: channels={{"{channels}"}}')
@@ -96,8 +96,9 @@ AnyState = TypeVar("AnyState", bound=State)
 def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
     """The schema of a state class. Raises `InvalidDeclaration` for anything else."""
     declaration = getattr(kind, "__omnistate__", None)
-    if declaration is None:
-        raise InvalidDeclaration(f"{getattr(kind, '__name__', kind)!s} is not a state class: derive it from State")
+    if declaration is None or not isinstance(kind, type):
+        what = kind.__name__ if isinstance(kind, type) else f"a {type(kind).__name__}"
+        raise InvalidDeclaration(f"{what} is not a state class: give the class itself, derived from State")
     if declaration.schema is None:
         milliseconds = 0 if declaration.ttl is None else declaration.ttl // timedelta(milliseconds=1)
         declaration.schema = Schema(kind, declaration.name, milliseconds)

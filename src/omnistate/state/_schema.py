@@ -179,6 +179,9 @@ class Schema(Generic[S]):
     def entry(self, name: str, key: Any, value: Any) -> tuple[bytes, bytes]:
         """Hash field and value for one entry of a mapping field, checked against its types."""
         field = self._mapping(name)
+        assert isinstance(field.type, msgspec.inspect.DictType)
+        if isinstance(field.type.key_type, msgspec.inspect.StrType) and not isinstance(key, str):
+            raise InvalidValue(f"a key of {self.name}.{name} must be a str, not {type(key).__name__}")
         return next(iter(self.split(self._checked({field.encode_name: {key: value}})).items()))
 
     def entry_name(self, name: str, key: Any) -> bytes:
@@ -200,6 +203,8 @@ class Schema(Generic[S]):
             self._mapping(name)
             assert isinstance(type_, msgspec.inspect.DictType)
             keys, type_ = type_.key_type, type_.value_type
+        elif isinstance(type_, msgspec.inspect.DictType):
+            raise InvalidValue(f"{self.name}.{name} is a mapping: say which entry, increment({name!r}, key)")
         if not isinstance(type_, msgspec.inspect.IntType):
             raise InvalidValue(f"{self.name}.{name} is not an integer: use update")
         if any(bound is not None for bound in (type_.ge, type_.gt, type_.le, type_.lt, type_.multiple_of)):

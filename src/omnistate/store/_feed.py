@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from omnistate.errors import OmnistateError, PositionLost, StoreError
+from omnistate.errors import NotConnected, OmnistateError, PositionLost, StoreError
 from omnistate.store._command import Command
 from omnistate.store._connection import Connection, ConnectionLost, pack
 from omnistate.store._keys import LogKeys
@@ -76,6 +76,8 @@ class Feed:
 
     async def join(self, keys: LogKeys, listener: Listener) -> Leave:
         """Tells `listener` every entry written after this returns; returns how to stop. Two round trips when first."""
+        if self._closed:
+            raise NotConnected
         topic = self._topics.get(keys.topic)
         if topic is None:
             topic = self._topics[keys.topic] = _Topic(keys)
@@ -102,6 +104,7 @@ class Feed:
         return position
 
     async def close(self) -> None:
+        """Whoever listens is told; a reader that then looks into the log finds that the client is closed."""
         self._closed = True
         tasks = [task for task in (self._keeper, self._checker) if task is not None]
         tasks += [topic.repair for topic in self._topics.values() if topic.repair is not None]
@@ -112,6 +115,8 @@ class Feed:
             self._subscriber.close()
         for topic in self._topics.values():
             topic.joined.cancel()
+            for listener in list(topic.listeners.values()):
+                listener.on_lost()
         self._topics.clear()
 
     def _start(self) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import quote, unquote
 
-from omnistate.errors import InvalidId
+from omnistate.errors import InvalidId, InvalidInput
 
 MAX_ID_BYTES = 256
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -36,6 +37,14 @@ def encode_id(text: str, what: str = "id") -> str:
     if size > MAX_ID_BYTES:
         raise InvalidId(f"{what} is {size:,} bytes long, the limit is {MAX_ID_BYTES}")
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def check_duration(what: str, value: object, least: timedelta, most: timedelta) -> None:
+    """Raises `InvalidInput` for what is no `timedelta` between the two."""
+    if not isinstance(value, timedelta):
+        raise InvalidInput(f"{what} must be a timedelta, not {type(value).__name__}: {what}=timedelta(seconds=5)")
+    if not least <= value <= most:
+        raise InvalidInput(f"{what} must be between {least} and {most} (h:mm:ss), not {value}")
 
 
 def decode_id(part: str) -> str:

@@ -17,6 +17,7 @@ import hiredis
 from omnistate.errors import (
     AmbiguousWrite,
     LibraryMissing,
+    NotConnected,
     OmnistateError,
     Overloaded,
     PermissionRefused,
@@ -54,6 +55,7 @@ class Link:
         self._connecting: asyncio.Task[Connection] | None = None
         self._waiting = 0
         self._opened = asyncio.Event()
+        self._closed = False
         self._last_error = "not connected yet"
 
     async def execute(self, command: Command[T]) -> T:
@@ -94,6 +96,7 @@ class Link:
                 await self._opened.wait()
 
     async def close(self) -> None:
+        self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:
@@ -166,6 +169,8 @@ class Link:
             self._connection.close("the server became a replica")
 
     async def _connected(self, deadline: float) -> Connection:
+        if self._closed:
+            raise NotConnected
         if self._connection is not None and self._connection.is_open:
             return self._connection
         if self._connecting is None or self._connecting.done():
