@@ -62,6 +62,8 @@ async def test_a_state_is_read_with_its_position(http: httpx.AsyncClient, served
         ("POST", "/v1/customers/me/actions/Cart.add", b'{"sku":' + b"[" * 70 + b"]" * 70 + b"}", {}, 400, "value_too_deep"),
         ("POST", "/v1/customers/me/actions/Cart.add", b'"' + b"x" * 300_000 + b'"', {}, 413, "value_too_large"),
         ("POST", "/v1/call/queue.claim", b'{"queue":"agents"}', {}, 403, "denied"),
+        ("GET", "/v1/nothing", None, {}, 404, "not_found"),
+        ("GET", "/v1/call/queue.claim", None, {}, 405, "method_not_allowed"),
         ("POST", "/v1/call/no.such", b"{}", {}, 400, "invalid_input"),
         ("POST", "/v1/call/conversation.say", b'{"conversation":"ben.abc","text":"x"}', {}, 403, "denied"),
         ("POST", "/v1/call/conversation.say", b'{"conversation":"ana.abc","text":"x"}', {}, 404, "conversation_not_found"),

@@ -19,7 +19,7 @@ import pytest
 
 import omnistate
 from machine import missing
-from omnistate.store import EmbeddedServer, running_url
+from omnistate.store import EmbeddedServer, find_binary, running_url
 from omnistate.store._datadir import FORMAT
 from shop import Cart
 
@@ -187,6 +187,21 @@ async def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(data_d
         os.unlink(script.name)
     server = await EmbeddedServer.start(data_dir)  # the directory was given up in order
     await server.close()
+
+
+async def test_a_program_that_is_gone_when_it_must_be_started_again_is_told(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "server"
+    program.write_text(f'#!/bin/sh\nexec "{find_binary()}" "$@"\n')
+    program.chmod(0o700)
+    monkeypatch.setenv("OMNISTATE_SERVER_BINARY", str(program))
+    async with omnistate.connect(data_dir=data_dir) as omni:
+        assert omni._server is not None
+        program.unlink()
+        os.kill(omni._server.pid, signal.SIGKILL)
+        with pytest.raises(omnistate.ServerFailed, match="cannot be started again"):
+            await omni.customer("ana").state(Cart).get()
 
 
 async def test_without_any_server_program_the_error_shows_three_ways(

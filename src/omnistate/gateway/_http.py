@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -77,7 +78,7 @@ def http_app(gateway: Gateway, routes: Sequence[BaseRoute] = ()) -> Starlette:
             Route("/readyz", api.ready, methods=["GET"]),
             *routes,
         ],
-        exception_handlers={OmnistateError: _refuse, Exception: _fail},
+        exception_handlers={OmnistateError: _refuse, HTTPException: _not_served, Exception: _fail},
     )
 
 
@@ -166,6 +167,14 @@ def _refuse(_: Request, error: Exception) -> Response:
         status = 401
     extra = {"operation_id": error.operation_id} if isinstance(error, AmbiguousWrite) else {}
     return _problem(status, error.code, str(error), **extra)
+
+
+def _not_served(request: Request, error: Exception) -> Response:
+    """No such path, or not this method of it."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return _problem(405, "method_not_allowed", f"{request.method} is not for this path; see /docs")
+    return _problem(error.status_code, "not_found", "there is nothing at this path; see /docs")
 
 
 def _fail(_: Request, error: Exception) -> Response:

@@ -183,7 +183,11 @@ class EmbeddedServer:
                 return
             if tries > 1:
                 await asyncio.sleep(min(0.05 * 2**tries, 2.0))
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:
+                self._failed = ServerFailed(f"the embedded server ended, and cannot be started again: {error}")
+                return
             with contextlib.suppress(ServerFailed):
                 await self._wait_until_ready()
 
