@@ -20,7 +20,7 @@ from omnistate.store import Command, library
 CALLERS, CUSTOMERS, SECONDS = 64, 10_000, 1.5
 LINES = 12
 LIMIT_CALLS = 200_000
-CUSTOMER = "__customer__"
+CUSTOMER, OPERATION = "__customer__", "__operation__"
 
 
 class Cart(omnistate.State, ttl=timedelta(days=7)):
@@ -41,13 +41,18 @@ def customer(number: int) -> str:
     return f"customer-{number:012}"  # as redis-benchmark spells its random numbers
 
 
-def limit(port: int, increment: Command[Any]) -> float:
-    """redis-benchmark on the same call and the same customers: what the server does with no client of ours in the way."""
+def limit(port: int, increment: Command[Any], number: int) -> float:
+    """redis-benchmark on the same call and the same customers: what the server does with no client of ours in the way.
+
+    It may draw the same random numbers in two runs, so the operation ids hold the run's number.
+    """
     words = [b"FCALL", library().function(increment.function), str(len(increment.keys)).encode(), *increment.keys]
     words += [word if isinstance(word, bytes) else str(word).encode() for word in increment.arguments]
-    random_ids = [word.replace(CUSTOMER.encode(), customer(0)[:-12].encode() + b"__rand_int__") for word in words]
+    spelled = {CUSTOMER: customer(0)[:-12] + "__rand_int__", OPERATION: f"{number}.__rand_int__"}
+    for before, after in spelled.items():
+        words = [word.replace(before.encode(), after.encode()) for word in words]
     command = ["taskset", "-c", str(CLIENT_CORE), "redis-benchmark", "-p", str(port), "-c", "50", "-P", "64"]
-    command += ["-n", str(LIMIT_CALLS), "-r", str(CUSTOMERS), "--csv", *(word.decode() for word in random_ids)]
+    command += ["-n", str(LIMIT_CALLS), "-r", str(CUSTOMERS), "--csv", *(word.decode() for word in words)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     return float(re.findall(r'"([\d.]+)"', said)[-7])  # requests a second, and six latencies after it
 
@@ -78,7 +83,7 @@ async def measure(port: int) -> dict[str, Any]:
         for cart in carts:
             await cart.set(a_cart())
         cart = omni.customer(CUSTOMER).state(Cart)
-        increment = await caught(cart.increment("items", "cup", operation_id="__rand_int__"), cart._services.link)
+        increment = await caught(cart.increment("items", "cup", operation_id=OPERATION), cart._services.link)
         r = peers.client(port, CALLERS)
         for name in names:
             await r.set(f"{{{name}}}:doc", peers.encode({"items": a_cart().items, "note": "n" * 700, "visits": 0}))
@@ -96,12 +101,12 @@ async def measure(port: int) -> dict[str, Any]:
             await peers.update(r, chance.choice(names), peers.add)
 
         cases = {"operation": ours, "operation, redis-py": peer, "update": ours_update, "update, redis-py": peer_update}
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for name, call in cases.items():
                 rate, _ = await throughput(call, callers=CALLERS, seconds=SECONDS)
                 found.setdefault(name, []).append(rate)
             await r.config_resetstat()
-            found.setdefault("limit", []).append(limit(port, increment))
+            found.setdefault("limit", []).append(limit(port, increment, number))
             for name, said in (await r.info("commandstats")).items():
                 if said["calls"] > 1000:  # each inner command of a function is counted too
                     per_call = said["usec"] / LIMIT_CALLS

@@ -1,4 +1,5 @@
-"""`make bench`: every benchmark, as a table here and in results/results.md, with all rounds in results/results.json.
+"""`make bench`: every benchmark, as a table here, in results/results.md and in docs/performance.md, with all rounds in
+results/results.json.
 
 Run some of them by name: `python benchmarks/run.py p1 p3`; then nothing is written. ROUNDS=9 asks for more rounds.
 """
@@ -20,6 +21,8 @@ from harness import ROUNDS, SERVER_CORE, versions
 
 BENCHMARKS = ("p1_write", "p2_hot_document", "p3_one_caller", "p7_visible")
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- written by make bench -->\n", "<!-- until here -->\n"
 
 
 def spell(result: dict[str, Any]) -> tuple[str, str]:
@@ -63,9 +66,12 @@ def main(names: list[str]) -> None:
         f"Medians of {ROUNDS} interleaved rounds on {len(cores)} cores; the server has core {SERVER_CORE}. {said}.",
     ]
     RESULTS.mkdir(exist_ok=True)
+    text = "\n".join(markdown) + "\n"
     (RESULTS / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "results.md").write_text("\n".join(markdown) + "\n")
-    console.print("written: benchmarks/results/results.md and results.json")
+    (RESULTS / "results.md").write_text(text)
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    DOCS.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    console.print("written: benchmarks/results/results.md, results.json, and the table in docs/performance.md")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ class Proxy:
         self.port = 0
         self.lose_next_reply_to: bytes | None = None
         self.lost = 0
-        self.silent = False
+        self.silent = False  # replies wait
+        self.deaf = False  # requests are dropped
         self.delay = 0.0
 
     async def __aenter__(self) -> Self:
@@ -61,6 +62,8 @@ class Proxy:
             if self.lose_next_reply_to is not None and self.lose_next_reply_to in data:
                 self.lose_next_reply_to = None
                 armed[0] = True
+            if self.deaf:
+                continue
             back.write(data)
         raise ConnectionResetError
 

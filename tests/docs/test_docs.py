@@ -114,8 +114,9 @@ def test_make_targets_that_the_docs_name_exist() -> None:
         assert set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)`", page.read_text())) <= targets, page.name
 
 
-def test_figures_of_the_readme_are_those_of_the_results() -> None:
+def test_figures_in_the_docs_are_those_of_the_results() -> None:
     results = (ROOT / "benchmarks" / "results" / "results.md").read_text()
+    assert results in (ROOT / "docs" / "performance.md").read_text()
     readme = " ".join((ROOT / "README.md").read_text().split())
     hot = re.search(r"64 callers / WATCH by redis-py \| (\d+) x", results)
     operation = re.search(r"MULTI\+PUBLISH by redis-py \| ([\d.]+) x", results)

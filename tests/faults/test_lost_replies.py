@@ -171,3 +171,23 @@ async def test_cuts_at_random_moments_lose_and_double_nothing(omni: omnistate.Cl
     assert (await cart.get()).items == {"cup": 600}
     await asyncio.wait_for(watcher, 10)
     assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("fault", ["silent", "deaf"])
+async def test_a_call_of_unknown_outcome_is_made_again_under_its_id(proxy: Proxy, tenant: str, fault: str) -> None:
+    """The id was made by omnistate; given back by the caller it is the same operation, whether it was applied or not."""
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(milliseconds=400)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup")
+        ids = []
+        for call in (cart.increment("visits"), cart.update(Cart.add, "cup")):
+            await cart.get()  # the connection is there, so the call is sent
+            setattr(proxy, fault, True)
+            with pytest.raises(omnistate.AmbiguousWrite) as unknown:
+                await call
+            setattr(proxy, fault, False)
+            ids.append(unknown.value.operation_id)
+        for _ in range(3):
+            assert await cart.increment("visits", operation_id=ids[0]) == 1
+            await cart.update_once(ids[1], Cart.add, "cup")
+        assert await cart.get() == Cart(items={"cup": 2}, visits=1)

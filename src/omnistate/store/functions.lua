@@ -37,16 +37,18 @@ local function new_epoch()
 end
 
 -- What is known of the operation ids args[2 ...]. `records` holds them from index `first` on. Returns a reply when any was
--- applied.
+-- applied. An empty digest fits every other: an id that was made for a caller comes back as the caller's own when its
+-- outcome was unknown.
 local function repeated(args, count, records, first)
-  local reply, found = {'done'}, false
+  local reply, found, digest = {'done'}, false, args[count + 2]
   for i = 1, count do
     local record = records[first + i - 1]
     reply[i + 1] = ''
     if record then
       found = true
       local split = find(record, ':', 1, true)
-      if sub(record, 1, split - 1) ~= args[count + 2] then return {'reused', args[i + 1]} end
+      local said = sub(record, 1, split - 1)
+      if said ~= digest and said ~= '' and digest ~= '' then return {'reused', args[i + 1]} end
       reply[i + 1] = sub(record, split + 1)
     end
   end
