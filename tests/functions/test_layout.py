@@ -177,3 +177,17 @@ async def test_a_log_keeps_the_last_thousand_entries(omni: Client, raw: Redis, t
     assert 1000 <= length < 1064
     position = await omni.customer("ana").position()
     assert position.offset == 1100
+
+
+async def test_the_meta_of_a_busy_customer_is_a_table(omni: Client, raw: Redis, tenant: str) -> None:
+    meta, cart = prefix(tenant) + "meta", omni.customer("ana").state(Cart)
+    await cart.patch(note="x")
+    assert raw.object("ENCODING", meta) == b"listpack"
+    for _ in range(130):
+        await cart.increment("visits")
+    assert raw.object("ENCODING", meta) == b"hashtable"
+    age(raw, meta)
+    assert await cart.increment("visits", operation_id="once") == 131  # a new generation begins with it
+    assert raw.hlen(meta) < 10
+    assert await cart.increment("visits", operation_id="once") == 131
+    assert (await omni.customer("ana").position()).offset == 132

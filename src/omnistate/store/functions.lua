@@ -21,6 +21,7 @@ local LOG_LIFE = DAY            -- the log and the operation ids outlive the las
 local LONGEST_LOG = 1000        -- entries
 local OPS_MANY = 100000         -- so many operation ids in a generation may shorten its life,
 local OPS_LEAST = 120000        -- but never below this (milliseconds)
+local COMPACT = 128             -- entries of a log up to which its meta may be stored compactly
 
 local function milliseconds()
   local time = redis_call('TIME')
@@ -114,7 +115,7 @@ end
 -- Time-outs are renewed hourly, not at each write. `outlive` is a time that the log's epoch must survive; -1: for ever.
 local function look_after(log, outlive, written)
   local keys, now = log.keys, log.now
-  local keep, generation = match(log.rest, '^(%-?%d+) (%d+)$')
+  local keep, generation = match(log.rest, '^(%-?%d+) (%d+)')
   keep, generation = tonumber(keep), tonumber(generation)
   local age = now - generation
   if age > DAY or age > OPS_LEAST and redis_call('HLEN', keys[1]) > OPS_MANY then
@@ -159,6 +160,8 @@ local function commit(log, result, outlive, field, value)
     if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive, field) end
   end
   local state = format('%s %d %s %s %s', log.epoch, offset, log.older, log.due, log.rest)
+  -- A compact hash is searched from end to end. A value of over 64 bytes makes it a table, whatever the server's settings.
+  if offset > COMPACT and #state < 65 then state = format('%-65s', state) end
   local record = args[count + 2] .. ':' .. result
   if count == 1 then
     if field then
