@@ -42,7 +42,7 @@ async def open_page(browser: object, url: str, *, width: int = 1380, height: int
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     await page.goto(url)
-    await page.wait_for_function("document.querySelector('#status').textContent.includes('4 channels live')")
+    await page.wait_for_selector("#status >> text=4 channels live")
     assert all(request.startswith(url.partition("?")[0]) for request in requests), (
         "the page needs nothing from elsewhere"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import httpx
 import pytest
 from served import Served
 
+import omnistate
+from omnistate.gateway import bind, serving
 from shop import Cart
 
 
@@ -128,3 +131,75 @@ async def test_not_ready_when_the_store_does_not_answer(http: httpx.AsyncClient,
     answer = await http.get("/readyz")
     assert (answer.status_code, answer.json()["code"]) == (503, "draining")
     served.gateway.draining = False
+
+
+async def call(http: httpx.AsyncClient, token: str, method: str, **data: object) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    return await http.post(f"/v1/call/{method}", json=data, headers=headers)
+
+
+async def test_an_agents_access_to_a_customer_does_not_renew_itself(http: httpx.AsyncClient, served: Served) -> None:
+    ana, maria = served.token("ana"), served.token("maria", role="agent", lifetime=60)
+    talk = (await call(http, ana, "conversation.start")).json()["conversation"]
+    await call(http, ana, "conversation.say", conversation=talk, text="a human please")
+    claimed: dict[str, Any] = {}
+    async with asyncio.timeout(5):
+        while not claimed.get("conversation"):  # the bot hands over a moment later
+            claimed = (await call(http, maria, "queue.claim", queue="agents")).json()
+    grant = claimed["token"]
+    assert served.tokens.verify(grant).expires_at <= served.tokens.verify(maria).expires_at  # type: ignore[operator]
+    await call(http, grant, "conversation.hand_off", conversation=talk, queue="mine")
+    refused = await call(http, grant, "queue.claim", queue="mine")
+    assert (refused.status_code, refused.json()["code"]) == (403, "denied")
+    assert (await call(http, grant, "conversation.start")).status_code == 403
+
+
+async def test_a_message_that_is_delivered_twice_is_answered_once(http: httpx.AsyncClient, served: Served) -> None:
+    ana = served.token("ana")
+    talk = (await call(http, ana, "conversation.start")).json()["conversation"]
+    for _ in range(3):
+        said = await call(http, ana, "conversation.say", conversation=talk, text="hello", message_id="wa-1")
+        assert said.json() == {"index": 0}
+    conversation = served.omni.conversation(talk)
+    await until_answered(conversation)
+    await call(http, ana, "conversation.say", conversation=talk, text="again", message_id="wa-2")
+    await until_answered(conversation, 4)
+    assert [one.text for one in await conversation.messages()] == ["hello", "you said hello", "again", "you said again"]
+    for other in ({"text": "something else"}, {"text": "hello", "conversation": (await new_talk(http, ana))}):
+        refused = await call(http, ana, "conversation.say", **({"conversation": talk, "message_id": "wa-1"} | other))
+        assert (refused.status_code, refused.json()["code"]) == (400, "operation_id_reused")
+
+
+async def new_talk(http: httpx.AsyncClient, token: str) -> str:
+    return str((await call(http, token, "conversation.start")).json()["conversation"])
+
+
+async def until_answered(conversation: omnistate.Conversation, messages: int = 2) -> None:
+    async with asyncio.timeout(5):
+        while (await conversation.status()).messages < messages:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_client_cannot_take_an_operation_id_of_a_merge(http: httpx.AsyncClient, served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.token('ana')}", "Idempotency-Key": "omnistate:merge:x:Cart"}
+    refused = await http.post("/v1/customers/me/actions/Cart.add", json={"sku": "cup"}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_id")
+
+
+async def test_numbers_beyond_any_message_are_refused(http: httpx.AsyncClient, served: Served) -> None:
+    ana = served.token("ana")
+    talk = await new_talk(http, ana)
+    for first in (2**63 - 1, -(2**63), 2**40):
+        refused = await call(http, ana, "conversation.messages", conversation=talk, first=first)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_input")
+
+
+async def test_a_host_name_that_is_not_served_is_refused(served: Served) -> None:
+    listener = bind("127.0.0.1", 0)
+    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with (
+        serving(served.omni, served.gateway.app, served.tokens, listener, hosts=("127.0.0.1", "localhost")),
+        httpx.AsyncClient(base_url=base) as http,
+    ):
+        for host, status in (("evil.example", 403), ("localhost:1", 200), ("127.0.0.1", 200), ("[", 403)):
+            assert (await http.get("/healthz", headers={"Host": host})).status_code == status, host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from served import Served, until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+import omnistate
 from omnistate.gateway import Limits
 from omnistate.gateway._hub import Publication
 from shop import Cart
@@ -340,3 +342,159 @@ async def test_who_leaves_while_joining_does_not_take_others_along(served: Serve
     position, leave = await asyncio.wait_for(hub.join("customer:ana", keys, stayer), 5)
     assert position.offset == 1
     leave()
+
+
+# What a hostile client may try before it has shown a token.
+
+
+async def raw_socket(served: Served, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(head)
+    return reader, writer
+
+
+def upgrade(served: Served, **headers: str) -> bytes:
+    said = {"Host": f"127.0.0.1:{served.port}", "Upgrade": "websocket", "Connection": "Upgrade"}
+    said |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    return f"GET /connection/websocket HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def masked(opcode: int, payload: bytes, *, last: bool = True) -> bytes:
+    assert len(payload) < 126
+    return bytes([opcode | 0x80 * last, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize("piece", [b"X-n: 1\r\n" * 500, b"a" * 4096])
+async def test_an_endless_head_is_cut(served: Served, piece: bytes) -> None:
+    _, writer = await raw_socket(served, b"GET /" if piece[0:1] == b"a" else b"GET / HTTP/1.1\r\n")
+    with pytest.raises(ConnectionError):
+        for _ in range(2000):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+    writer.transport.abort()
+
+
+async def test_a_head_that_never_ends_is_cut(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnistate.gateway._bounded_http.HEAD_WITHIN", 0.1)
+    for head in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+        reader, writer = await raw_socket(served, head)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.transport.abort()
+
+
+async def test_pings_whose_answers_are_not_read_are_cut(served: Served) -> None:
+    reader, writer = await raw_socket(served, upgrade(served))
+    assert b" 101 " in await reader.readline()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    flood = masked(0x9, b"x" * 125) * 500
+    with pytest.raises(ConnectionError):
+        for _ in range(2000):
+            writer.write(flood)
+            await writer.drain()
+    assert not served.gateway.connections
+
+
+async def test_endless_empty_fragments_are_cut(served: Served) -> None:
+    for piece in (b"", b"x"):
+        reader, writer = await raw_socket(served, upgrade(served))
+        assert b" 101 " in await reader.readline()
+        writer.write(masked(0x1, piece, last=False) + masked(0x0, piece, last=False) * 3000)
+        [client] = served.gateway.connections or [None]
+        if piece:
+            await until(lambda: not served.gateway.connections)
+        elif client is not None:
+            await asyncio.sleep(0.1)
+            assert not client._transport._fragments  # type: ignore[attr-defined]
+        writer.transport.abort()
+        await until(lambda: not served.gateway.connections)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://evil.example", "null", "http://127.0.0.1:1"])
+async def test_a_strange_origin_is_refused_and_leaves_nothing(served: Served, origin: str) -> None:
+    reader, writer = await raw_socket(served, upgrade(served, Origin=origin))
+    assert b" 403 " in await reader.readline()
+    writer.transport.abort()
+    async with socket(served) as opened:  # and the server goes on
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+        assert (await hear(opened))["id"] == 1
+
+
+async def test_who_closes_and_stops_reading_is_freed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnistate.gateway._websocket._CLOSE_WITHIN", 0.1)
+    reader, writer = await raw_socket(served, upgrade(served))
+    assert b" 101 " in await reader.readline()
+    writer.write(masked(0x8, b"\x03\xe8"))
+    await until(lambda: not served.gateway.connections)
+    writer.transport.abort()
+
+
+class TestHosts:
+    async def test_a_name_that_another_page_gave_this_machine_is_refused(self, served: Served) -> None:
+        served.gateway.hosts = ("localhost", "127.0.0.1", "::1")
+        for host, status in (
+            ("evil.example", b" 403 "),
+            ("[", b" 403 "),
+            ("localhost:1", b" 101 "),
+            ("[::1]:8", b" 101 "),
+        ):
+            reader, writer = await raw_socket(served, upgrade(served, Host=host))
+            assert status in await reader.readline(), host
+            writer.transport.abort()
+
+
+async def test_a_slow_reader_sees_no_gap_before_it_is_closed(served: Served) -> None:
+    class Socket:
+        written = b""
+
+        def get_write_buffer_size(self) -> int:
+            return 10
+
+        def write(self, data: bytes) -> None:
+            self.written += data
+
+        def is_closing(self) -> bool:
+            return False
+
+        def abort(self) -> None: ...
+
+    async with socket(served) as opened:
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+        await hear(opened)
+        [client] = served.gateway.connections
+        transport: Any = client._transport
+        real, transport._socket = transport._socket, Socket()
+        transport.write(b"first")
+        transport.write(b"x" * (2 * 1024 * 1024))  # too much behind it
+        transport.write(b"after the gap")
+        transport._flush()
+        assert transport._socket.written == b""
+        transport._socket = real
+
+
+async def test_one_large_answer_alone_is_not_slowness(served: Served) -> None:
+    talk = await served.omni.customer("ana").start_conversation("web", owner="nobody")
+    for _ in range(50):
+        await talk.say(omnistate.CUSTOMER, "x" * 32_000)
+    async with socket(served, max_size=None) as opened:
+        await say(opened, {"id": 1, "connect": {"token": served.token("ana")}})
+        await hear(opened)
+        await say(opened, {"id": 2, "rpc": {"method": "conversation.messages", "data": {"conversation": talk.id}}})
+        assert len((await hear(opened))["rpc"]["data"]["messages"]) == 50
+        recover = {"channel": "customer:ana", "recover": True, "epoch": "", "offset": 0}
+        await say(opened, {"id": 3, "subscribe": recover})
+        assert len((await hear(opened))["subscribe"]["publications"]) == 51
+
+
+async def test_a_refused_refresh_does_not_prolong_anything(served: Served) -> None:
+    async with socket(served) as opened:
+        grant = served.token("maria", role="agent", customer="ana", lifetime=30)
+        await say(opened, {"id": 1, "connect": {"token": grant}})
+        await hear(opened)
+        [client] = served.gateway.connections
+        before = client._timers["token"].when()
+        await say(opened, {"id": 2, "refresh": {"token": served.token("maria", role="agent", lifetime=3600)}})
+        assert (await hear(opened))["error"]["code"] == 103
+        assert client._timers["token"].when() == before

@@ -13,9 +13,8 @@ import structlog
 from cyclopts import Parameter
 
 from omnistate.cli._common import EMBEDDED, Store, UsageError, load_app, run
-from omnistate.gateway import MIN_SECRET_BYTES, DevTokens, Tokens, bind, serving
+from omnistate.gateway import MIN_SECRET_BYTES, THIS_MACHINE, DevTokens, Tokens, bind, serving
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOUD = """
   !!  DEVELOPMENT MODE: tokens are not checked. Whoever reaches this port may be any customer or agent.
   !!  Tokens look like  dev:web:visitor-1  (a customer)  or  dev:desk:maria:agent  (an agent).
@@ -58,7 +57,7 @@ def serve(
     async def work() -> None:
         async with (
             store.connect() as omni,
-            serving(omni, declared, tokens, listener, origins=origin) as gateway,
+            serving(omni, declared, tokens, listener, origins=origin, hosts=THIS_MACHINE if dev else None) as gateway,
         ):
             here = f"http://{host}:{listener.getsockname()[1]}"
             if dev:
@@ -71,12 +70,12 @@ def serve(
 
 def _tokens(secret_file: Path | None, *, dev: bool, host: str) -> Tokens:
     if dev:
-        if host not in _LOOPBACK:
+        if host not in THIS_MACHINE:
             raise UsageError(f"--dev checks no tokens, so it serves this machine only, not {host}: leave --host away")
         return DevTokens(secrets.token_bytes(MIN_SECRET_BYTES))
     if secret_file is not None:
         try:
-            return Tokens(secret_file.read_bytes().strip())
+            return Tokens(secret_file.read_bytes().removesuffix(b"\n").removesuffix(b"\r"))
         except OSError as error:
             raise UsageError(f"{secret_file} cannot be read: {error.strerror}") from error
     secret = os.environ.get("OMNISTATE_TOKEN_SECRET", "")

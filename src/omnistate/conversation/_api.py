@@ -10,9 +10,10 @@ from omnistate.conversation._flows import claim_from_queue, hand_off_to_queue
 from omnistate.conversation._model import Author, Message, Owner, Status, Waiting
 from omnistate.errors import InvalidId, InvalidInput
 from omnistate.state import AnyState, Origin, Services, StateHandle
-from omnistate.store import Keyspace, decode_id, encode_id, new_operation_id, run
+from omnistate.store import Keyspace, check_operation_id, decode_id, encode_id, new_operation_id, run
 
 MAX_PAGE = 500
+_FARTHEST = 2**31  # messages
 
 
 class Conversation:
@@ -32,25 +33,32 @@ class Conversation:
         The customer (`CUSTOMER`) may always speak; a helper only while it owns the conversation, else `OwnershipLost`.
         Give the channel's own message id as `operation_id`, and a message that is delivered twice is stored once.
         """
+        index, _ = await self._say(author, text, operation_id)
+        return index
+
+    async def say_once(self, operation_id: str, author: Author, text: str) -> tuple[int, bool]:
+        """`say` under the channel's own message id: the message's index, and whether it had been stored before.
+
+        Raises `OperationIdReused` when the id came with another author or text, or in another conversation.
+        """
+        return await self._say(author, text, operation_id)
+
+    async def _say(self, author: Author, text: str, operation_id: str | None) -> tuple[int, bool]:
         if isinstance(author, str):
             encode_id(author, "author")
         if operation_id is not None:
-            encode_id(operation_id, "operation id")
-        command = commands.say(
-            self._keys,
-            author,
-            text,
-            channel=self._origin.channel,
-            operation_id=operation_id or new_operation_id(),
+            check_operation_id(operation_id)
+        return await self._services.link.execute(
+            commands.say(self._keys, author, text, channel=self._origin.channel, operation_id=operation_id)
         )
-        index, _ = await self._services.link.execute(command)
-        return index
 
     async def messages(self, *, first: int = 0, limit: int = 100) -> list[Message]:
         """Messages from the index `first` on, oldest first, at most `limit` (500 at most). One round trip.
 
         A negative `first` counts from the end: `messages(first=-20)` are the last twenty.
         """
+        if not -_FARTHEST <= first <= _FARTHEST:
+            raise InvalidInput("first is beyond any message")
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidInput(f"limit must be between 1 and {MAX_PAGE}")
         last = first + limit - 1

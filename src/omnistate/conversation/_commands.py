@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from omnistate.conversation._model import CUSTOMER, Author, Message, Owner, Status, Waiting
-from omnistate.errors import ConversationNotFound, InvalidValue, OwnershipLost, ValueTooLarge
-from omnistate.store import Command, LogKeys, opening
+from omnistate.errors import ConversationNotFound, InvalidValue, OperationIdReused, OwnershipLost, ValueTooLarge
+from omnistate.store import Command, LogKeys, new_operation_id, opening
 
 T = TypeVar("T")
 MAX_TEXT_BYTES = 32 * 1024
@@ -60,6 +61,8 @@ def _reply(parse: Callable[[list[Any]], T], author: str = "") -> Callable[[list[
         if reply[0] == b"not_owner":
             owner = reply[1].decode().replace("helper ", "", 1)
             raise OwnershipLost(author=author, owner=owner, epoch=int(reply[2]))
+        if reply[0] == b"reused":
+            raise OperationIdReused(reply[1].decode().removeprefix("op:"))
         return parse(reply)
 
     return judge
@@ -74,9 +77,9 @@ def start(keys: ConversationKeys, channel: str, owner: str, *, operation_id: str
 
 
 def say(
-    keys: ConversationKeys, author: Author, text: str, *, channel: str | None, operation_id: str
-) -> Command[tuple[int, int]]:
-    """The message's index in the conversation and its offset in the log."""
+    keys: ConversationKeys, author: Author, text: str, *, channel: str | None, operation_id: str | None
+) -> Command[tuple[int, bool]]:
+    """The message's index in the conversation, and whether it had been stored before under a caller's operation id."""
     name = "customer" if author is CUSTOMER else author
     try:
         size = len(text.encode())
@@ -86,13 +89,16 @@ def say(
         raise ValueTooLarge("the message", size=size, limit=MAX_TEXT_BYTES)
     role = "customer" if author is CUSTOMER else "helper"
     event = _event("message", conversation=keys.id, role=role, author=name, text=text, channel=channel)
-    arguments = (*opening(operation_id), "" if author is CUSTOMER else name, event)
+    digest = ""
+    if operation_id is not None:
+        digest = hashlib.blake2b(_json((keys.id, role, name, text)), digest_size=8).hexdigest()
+    given = operation_id or new_operation_id()
+    arguments = (*opening(given, digest), "" if author is CUSTOMER else name, event)
 
-    def parse(reply: list[Any]) -> tuple[int, int]:
-        index, offset, _ = reply[1].split(b" ")
-        return int(index), int(offset)
+    def parse(reply: list[Any]) -> tuple[int, bool]:
+        return int(reply[1].split(b" ")[0]), reply[0] == b"done"
 
-    return Command("conversation_say", keys.written, arguments, _reply(parse, name), operation_id)
+    return Command("conversation_say", keys.written, arguments, _reply(parse, name), given)
 
 
 def read(

@@ -29,6 +29,7 @@ from omnistate.store import (
     Flow,
     Inbox,
     Keyspace,
+    OwnOperationId,
     Position,
     encode_id,
     open_log,
@@ -134,7 +135,7 @@ class Customer:
         flat = dict(zip(fields[::2], fields[1::2], strict=True))
         theirs = schema.decode(schema.join(flat))
         other = hashlib.blake2b(other_id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        operation_id = f"merge:{other}:{schema.name}"
+        operation_id = OwnOperationId("merge", other, schema.name)
         handle = self.state(kind)
         merge = getattr(kind, "merge", None)
         if merge is not None:

@@ -16,11 +16,15 @@ from starlette.routing import Route
 
 import omnistate
 from omnistate.demo._shop import app
-from omnistate.gateway import Gateway, Tokens, bind, serving
+from omnistate.gateway import THIS_MACHINE, Gateway, Tokens, bind, serving
 
 AGENT = "maria"
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _LIFETIME = 12 * 3600
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class DemoBackend:
@@ -49,7 +53,7 @@ class DemoBackend:
         ]
 
     async def _page(self, _: Request) -> Response:
-        return HTMLResponse(_read("index.html"))
+        return HTMLResponse(_read("index.html"), headers=_HEADERS)
 
     async def _start(self, request: Request) -> Response:
         visitor = request.query_params.get("visitor") or f"visitor-{secrets.token_hex(4)}"
@@ -60,7 +64,7 @@ class DemoBackend:
         name = request.path_params["name"]
         if name not in ("demo.js", "demo.css", "centrifuge.js", "icon.svg"):
             return Response("there is no such file\n", 404)
-        return Response(_read(name), media_type=_TYPES[name.rpartition(".")[2]])
+        return Response(_read(name), media_type=_TYPES[name.rpartition(".")[2]], headers=_HEADERS)
 
 
 def _read(name: str) -> str:
@@ -76,5 +80,5 @@ async def demo(port: int, *, url: str | None = None) -> AsyncIterator[tuple[Gate
         async with omnistate.connect(**where) as omni:
             tokens = Tokens(secrets.token_bytes(32))
             backend = DemoBackend(omni, tokens)
-            async with serving(omni, app, tokens, listener, routes=backend.routes()) as gateway:
+            async with serving(omni, app, tokens, listener, hosts=THIS_MACHINE, routes=backend.routes()) as gateway:
                 yield gateway, backend, listener.getsockname()[1]

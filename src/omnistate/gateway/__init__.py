@@ -6,12 +6,13 @@ try:
     from omnistate.gateway._auth import MIN_SECRET_BYTES, DevTokens, Peer, TokenExpired, Tokens
     from omnistate.gateway._connection import Limits
     from omnistate.gateway._gateway import Gateway
-    from omnistate.gateway._server import PortInUse, bind, serving
+    from omnistate.gateway._server import THIS_MACHINE, PortInUse, bind, serving
 except ModuleNotFoundError as error:
     raise MissingExtra("the gateway", extra="server") from error
 
 __all__ = [
     "MIN_SECRET_BYTES",
+    "THIS_MACHINE",
     "DevTokens",
     "Gateway",
     "Limits",

@@ -19,6 +19,7 @@ from omnistate.gateway._hub import Hub, Publication, Visible
 from omnistate.gateway._wire import (
     ALREADY_SUBSCRIBED,
     DENIED,
+    INTERNAL,
     KINDS,
     LIMIT,
     METHOD_NOT_FOUND,
@@ -97,13 +98,14 @@ class Backend(Protocol):
 class Subscription:
     """A topic that the client follows. What arrives before the subscribe reply is written waits behind it."""
 
-    __slots__ = ("access", "connection", "last", "leave", "topic", "waiting")
+    __slots__ = ("access", "connection", "is_lost", "last", "leave", "topic", "waiting")
 
     def __init__(self, connection: ClientConnection, topic: str, access: Access) -> None:
         self.connection, self.topic, self.access = connection, topic, access
         self.waiting: list[Publication] | None = []
         self.last = 0
         self.leave: Leave | None = None
+        self.is_lost = False
 
     def deliver(self, epoch: str, publication: Publication) -> None:  # noqa: ARG002 - a new epoch comes as `lose`
         if self.waiting is not None:
@@ -114,7 +116,9 @@ class Subscription:
                 self.connection.write_framed(publication.framed)
 
     def lose(self) -> None:
-        self.connection.unsubscribe(self.topic, push=(2500, "insufficient state"))
+        self.is_lost = True
+        if self.waiting is None:  # else the reply is not written yet, and says so
+            self.connection.unsubscribe(self.topic, push=(2500, "insufficient state"))
 
     def release(self, last: int) -> None:
         """From now on what comes goes out, what waited first."""
@@ -185,6 +189,12 @@ class ClientConnection:
     # commands
 
     async def _work(self) -> None:
+        try:
+            await self._work_until_closed()
+        finally:
+            self.close(*Disconnect.SERVER_ERROR)  # has no effect on what is closed
+
+    async def _work_until_closed(self) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -236,7 +246,10 @@ class ClientConnection:
                 return {}
             case "rpc":
                 assert self._peer is not None
-                return b'{"data":%b}' % await self._backend.rpc(self._peer, request.method, bytes(request.data))
+                data = bytes(request.data)
+                return b'{"data":%b}' % await self._backend.rpc(
+                    self._peer, request.method, b"" if data == b"null" else data
+                )
             case "history":
                 return await self._history(request)
             case "refresh":
@@ -253,6 +266,7 @@ class ClientConnection:
 
     def _connect(self, token: str) -> dict[str, Any]:
         self._peer = self._authenticate(token)
+        self._end_with_token(self._peer)
         self._stop("connect")
         ping_every = self._limits.ping_every
         self._timer("ping", ping_every * (0.5 + random.random() / 2), self._ping)
@@ -260,13 +274,14 @@ class ClientConnection:
 
     def _authenticate(self, token: str) -> Peer:
         try:
-            peer = self._backend.authenticate(token)
+            return self._backend.authenticate(token)
         except TokenExpired:
             raise TOKEN_EXPIRED from None
+
+    def _end_with_token(self, peer: Peer) -> None:
         if peer.expires_at is not None:
             left = peer.expires_at - time.time()
             self._timer("token", left + self._limits.token_grace, lambda: self.close(*Disconnect.EXPIRED))
-        return peer
 
     def _identity(self) -> dict[str, Any]:
         said: dict[str, Any] = {"client": self.id, "version": VERSION}
@@ -286,6 +301,7 @@ class ClientConnection:
         ):
             raise DENIED
         self._peer = peer
+        self._end_with_token(peer)
         return self._identity()
 
     async def _subscribe(self, request: SubscribeRequest, command_id: int) -> None:
@@ -303,6 +319,8 @@ class ClientConnection:
         try:
             position, subscription.leave = await self._backend.hub.join(topic, access.keys, subscription)
             result, last = await self._recover(request, access, position)
+            if subscription.is_lost:
+                raise INTERNAL  # noqa: TRY301 - a passing error: the client asks again; cleaned up below
             result |= self._expiry(subscription)
         except BaseException:
             self.unsubscribe(topic)
@@ -366,6 +384,8 @@ class ClientConnection:
             raise DENIED
         access = subscription.access
         top = self._backend.feed.position(access.keys)
+        if request.limit == 0:
+            return {"publications": [], "epoch": top.epoch, "offset": top.offset}
         since = Position(request.since.epoch or top.epoch, request.since.offset) if request.since else top
         if request.reverse:
             raise NOT_AVAILABLE

@@ -25,10 +25,11 @@ class Gateway:
         tokens: Tokens,
         *,
         origins: Collection[str] | None = None,
+        hosts: Collection[str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.client, self.app, self._tokens = client, app, tokens
-        self.origins, self.limits = origins, limits or Limits()
+        self.origins, self.hosts, self.limits = origins, hosts, limits or Limits()
         self.feed = client.services.feed
         self.hub = Hub(self.feed)
         self.operations = Operations(client, app, tokens)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omnistate import (
     AmbiguousWrite,
@@ -33,6 +36,7 @@ from omnistate import (
 from omnistate.gateway._auth import Peer, TokenExpired
 from omnistate.gateway._gateway import Gateway
 from omnistate.gateway._openapi import openapi, page
+from omnistate.gateway._websocket import host_allowed
 from omnistate.state import MAX_BYTES, check_depth
 
 log = logging.getLogger("omnistate.gateway")
@@ -78,8 +82,22 @@ def http_app(gateway: Gateway, routes: Sequence[BaseRoute] = ()) -> Starlette:
             Route("/readyz", api.ready, methods=["GET"]),
             *routes,
         ],
+        middleware=[Middleware(_Hosts, hosts=gateway.hosts)],
         exception_handlers={OmnistateError: _refuse, HTTPException: _not_served, Exception: _fail},
     )
+
+
+class _Hosts:
+    """Refuses requests for hosts that are not served here."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not host_allowed(Headers(scope=scope).getlist("host"), self._hosts):
+            await _problem(403, "host_refused", "this host name is not served here")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _Api:
@@ -152,10 +170,13 @@ class _Api:
 async def _body(request: Request) -> bytes:
     """The body, counted while it streams. Raises before it is parsed when too large or too deep."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise ValueTooLarge("the request's body", size=len(body), limit=MAX_BYTES)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise ValueTooLarge("the request's body", size=len(body), limit=MAX_BYTES)
+    except ClientDisconnect:
+        raise InvalidInput("the client went away before the end of its request") from None
     check_depth("the request's body", body)
     return body
 

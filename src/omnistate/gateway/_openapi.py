@@ -44,7 +44,7 @@ def openapi(app: App) -> dict[str, Any]:
         "security": [{"token": []}],
         "paths": paths,
         "components": {
-            "schemas": components | {"Position": _POSITION},
+            "schemas": components | {"omnistate.Position": _POSITION},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -66,11 +66,11 @@ _CUSTOMER = {
 
 def _answers(schema: dict[str, Any]) -> dict[str, Any]:
     answer = {"description": "done", "content": {"application/json": {"schema": schema}}}
-    return {"200": answer} | {str(status): PROBLEM for status in (400, 401, 403, 409, 413, 503)}
+    return {"200": answer} | {str(status): PROBLEM for status in (400, 401, 403, 404, 409, 410, 413, 500, 503, 504)}
 
 
 def _read(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    position = {"$ref": "#/components/schemas/Position"}
+    position = {"$ref": "#/components/schemas/omnistate.Position"}
     properties = {"value": schema, "version": {"type": "integer"}, "position": position}
     return {
         "operationId": f"read_{name}",
@@ -83,7 +83,7 @@ def _read(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _act(name: str, doc: str, schema: dict[str, Any]) -> dict[str, Any]:
     key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}}
     said = _post(name, doc.partition("\n")[0] or f"Call {name}.", schema)
-    position = {"$ref": "#/components/schemas/Position"}
+    position = {"$ref": "#/components/schemas/omnistate.Position"}
     properties = {"result": {}, "version": {"type": "integer"}, "position": position, "repeated": {"type": "boolean"}}
     said["parameters"] = [_CUSTOMER, key]
     said["responses"] = _answers({"type": "object", "properties": properties})
@@ -94,7 +94,7 @@ def _post(name: str, summary: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "operationId": name.replace(".", "_"),
         "summary": summary,
-        "requestBody": {"content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": _answers({"type": "object"}),
     }
 

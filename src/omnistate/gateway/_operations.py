@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -96,6 +97,8 @@ class Operations:
     # conversations
 
     async def start(self, peer: Peer, _: Start) -> dict[str, Any]:
+        if peer.role != "customer":
+            raise Denied("only a customer may begin a conversation")
         owner = next(iter(self._app.bots), "nobody")
         conversation = await self.customer(peer, None).start_conversation(peer.channel, owner=owner)
         return {"conversation": conversation.id, "owner": owner}
@@ -104,8 +107,12 @@ class Operations:
         """A customer speaks; an agent must own the conversation, which the server checks when the message is stored."""
         conversation = self._conversation(peer, request.conversation)
         author = CUSTOMER if peer.role == "customer" else peer.user
-        index = await conversation.say(author, request.text, operation_id=request.message_id)
-        if peer.role == "customer":
+        repeated = False
+        if request.message_id is None:
+            index = await conversation.say(author, request.text)
+        else:
+            index, repeated = await conversation.say_once(request.message_id, author, request.text)
+        if peer.role == "customer" and not repeated:
             self._let_bots_answer(conversation, index)
         return {"index": index}
 
@@ -128,14 +135,20 @@ class Operations:
         return {"waiting": [{"conversation": one.conversation_id, "since": one.since} for one in found]}
 
     async def claim(self, peer: Peer, request: OfQueue) -> dict[str, Any]:
-        """The longest waiting conversation, with a token that opens its customer to this agent."""
+        """The longest waiting conversation, with a token that opens its customer to this agent.
+
+        That token ends when the agent's own does, and claims nothing itself: access does not renew itself.
+        """
         _agents_only(peer)
+        if peer.customer is not None:
+            raise Denied("this token opens one customer: claim with the agent's own token")
         conversation = await self._client.queue(request.queue).claim(peer.user)
         if conversation is None:
             return {"conversation": None}
         customer = conversation.customer_id
+        left = GRANT_LIFETIME if peer.expires_at is None else max(1, int(peer.expires_at - time.time()))
         token = self._tokens.issue(
-            peer.user, role="agent", channel=peer.channel, customer=customer, lifetime=GRANT_LIFETIME
+            peer.user, role="agent", channel=peer.channel, customer=customer, lifetime=min(GRANT_LIFETIME, left)
         )
         return {"conversation": conversation.id, "customer": customer, "token": token}
 

@@ -14,12 +14,14 @@ from starlette.routing import BaseRoute
 from omnistate import Client, OmnistateError
 from omnistate.app import App
 from omnistate.gateway._auth import Tokens
+from omnistate.gateway._bounded_http import BoundedHttp
 from omnistate.gateway._connection import Limits
 from omnistate.gateway._gateway import Gateway
 from omnistate.gateway._http import http_app
 from omnistate.gateway._websocket import drain, websocket_protocol
 
 log = logging.getLogger("omnistate.gateway")
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 class PortInUse(OmnistateError):
@@ -53,13 +55,19 @@ async def serving(
     listener: socket.socket,
     *,
     origins: Collection[str] | None = None,
+    hosts: Collection[str] | None = None,
     limits: Limits | None = None,
     routes: Sequence[BaseRoute] = (),
 ) -> AsyncIterator[Gateway]:
-    """The gateway, serving on `listener` until the block ends; then its clients are sent away in order."""
-    gateway = Gateway(client, app, tokens, origins=origins, limits=limits)
+    """The gateway, serving on `listener` until the block ends; then its clients are sent away in order.
+
+    With `hosts`, only requests whose Host names one of them are served: a page that gives its own name this machine's
+    address is refused.
+    """
+    gateway = Gateway(client, app, tokens, origins=origins, hosts=hosts, limits=limits)
     config = uvicorn.Config(
         http_app(gateway, routes),
+        http=BoundedHttp,
         ws=websocket_protocol(gateway),
         loop="none",
         lifespan="off",
@@ -69,7 +77,6 @@ async def serving(
         server_header=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -78,10 +85,12 @@ async def serving(
     try:
         yield gateway
     finally:
-        await drain(gateway, over=gateway.limits.drain_over if len(gateway.connections) > 100 else 0.2)
-        server.should_exit = True
-        await task
-        await gateway.operations.close()
+        try:
+            await drain(gateway, over=gateway.limits.drain_over if len(gateway.connections) > 100 else 0.2)
+        finally:  # also when a second signal ends the waiting
+            server.should_exit = True
+            await task
+            await gateway.operations.close()
 
 
 class _Server(uvicorn.Server):

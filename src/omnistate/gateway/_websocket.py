@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -24,10 +24,12 @@ from omnistate.gateway._wire import Disconnect
 
 PATH = "/connection/websocket"
 _CLOSE_WITHIN = 5.0  # seconds for the client to answer a close
+_MOST_FRAGMENTS = 1024  # of one message
 
 
 class WebSocketBackend(Backend, Protocol):
     origins: Collection[str] | None
+    hosts: Collection[str] | None
     connections: set[ClientConnection]
     draining: bool
 
@@ -47,6 +49,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._outbox: list[bytes] = []
         self._outbox_size = 0
         self._closing = False
+        self._abandoned = False
 
     # asyncio.Protocol
 
@@ -85,14 +88,15 @@ class WebSocketProtocol(asyncio.Protocol):
     # Transport, for the client's connection
 
     def write(self, framed: bytes) -> None:
-        if self._closing:
+        if self._closing or self._abandoned:
             return
+        assert self._socket is not None
+        waiting = self._outbox_size + self._socket.get_write_buffer_size()
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(framed)
         self._outbox_size += len(framed)
-        assert self._socket is not None
-        if self._outbox_size + self._socket.get_write_buffer_size() > self.backend.limits.queue_size:
+        if waiting and waiting + len(framed) > self.backend.limits.queue_size:  # one large answer alone is no slowness
             self._abandon()
 
     def close(self, code: int, reason: str) -> None:
@@ -123,6 +127,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _abandon(self) -> None:
         """The client reads too slowly: it is told so behind what it has, and comes back for what it missed."""
+        self._abandoned = True  # nothing more, or it would see a gap
         self._outbox.clear()
         self._outbox_size = 0
         client = self._client
@@ -138,6 +143,9 @@ class WebSocketProtocol(asyncio.Protocol):
                 socket.write(data)
         if self._parser.close_expected() or self._parser.parser_exc is not None:
             socket.close()
+            self._loop.call_later(_CLOSE_WITHIN, socket.abort)  # a client that does not read would keep it
+        elif socket.get_write_buffer_size() > self.backend.limits.queue_size and not self._closing:
+            socket.abort()  # a flood of pings whose answers are not read
 
     def _open(self, request: Request) -> None:
         if "Sec-WebSocket-Protocol" in request.headers:
@@ -148,6 +156,8 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._parser.available_subprotocols = [Subprotocol("centrifuge-json")]
         if request.path.partition("?")[0] != PATH:
             response = self._parser.reject(404, f"the socket is at {PATH}\n")
+        elif not host_allowed(request.headers.get_all("Host"), self.backend.hosts):
+            response = self._parser.reject(403, "this host name is not served here\n")
         elif self.backend.draining:
             response = self._parser.reject(503, "this server is going away: try again\n")
         elif not _origin_allowed(request, self.backend.origins):
@@ -161,8 +171,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _frame(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._fragments.append(bytes(frame.data))
-            if frame.fin:
+            if frame.data:
+                self._fragments.append(bytes(frame.data))
+            if len(self._fragments) > _MOST_FRAGMENTS:
+                self.close(*Disconnect.BAD_REQUEST)
+            elif frame.fin:
                 message = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
                 self._fragments = []
                 if self._client is not None and not self._closing:
@@ -172,18 +185,29 @@ class WebSocketProtocol(asyncio.Protocol):
             self._client.lost()
 
 
+def host_allowed(named: Sequence[str], allowed: Collection[str] | None) -> bool:
+    """Whether the Host header names one of `allowed`. A page elsewhere can give its own name any address."""
+    if allowed is None:
+        return True
+    try:
+        return len(named) == 1 and urlsplit("//" + named[0]).hostname in allowed
+    except ValueError:
+        return False
+
+
 def _origin_allowed(request: Request, allowed: Collection[str] | None) -> bool:
     """Browsers send an Origin, others do not. Without a list, only the page's own host may connect."""
     try:
         origin = request.headers.get("Origin")
         host = request.headers.get("Host")
-    except (WebSocketException, LookupError):  # sent more than once
+        from_host = urlsplit(origin or "").netloc
+    except (WebSocketException, LookupError, ValueError):  # sent more than once, or no URL
         return False
     if origin is None:
         return True
     if allowed is not None:
         return origin in allowed
-    return origin != "null" and urlsplit(origin).netloc == host
+    return origin != "null" and from_host == host
 
 
 def websocket_protocol(backend: WebSocketBackend) -> type[WebSocketProtocol]:

@@ -40,6 +40,7 @@ from omnistate.store import (
     LogKeys,
     Page,
     Position,
+    check_operation_id,
     encode_id,
     new_operation_id,
     open_log,
@@ -151,10 +152,10 @@ class StateHandle(Generic[AnyState]):
     ) -> Written[AnyState, R | None]:
         """`update` under an operation id of yours: called again with it, nothing happens and `repeated` is true.
 
-        An id is remembered for a day (at least two minutes for a customer with over 100,000 writes a day). Raises
-        `OperationIdReused` when the function or its arguments differ from the first call's.
+        An id is remembered for a day (at least two minutes for a customer with over 100,000 writes a day), when the call
+        changed something. Raises `OperationIdReused` when the function or its arguments differ from the first call's.
         """
-        encode_id(operation_id, "operation id")
+        check_operation_id(operation_id)
         said = (self._target.document, getattr(function, "__qualname__", ""), args, kwargs)
         digest = hashlib.blake2b(_json_of(said), digest_size=8).hexdigest()
         call = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
@@ -183,6 +184,8 @@ class StateHandle(Generic[AnyState]):
 
     async def delete(self, *, expect: Precondition | Snapshot[Any] = ANY, operation_id: str | None = None) -> bool:
         """Removes the document; false when there was none. One round trip. Raises `Conflict`."""
+        if operation_id is not None:
+            check_operation_id(operation_id)
         command = delete(self._target, operation_id=operation_id or new_operation_id(), expect=_precondition(expect))
         reply: Reply | None = await self._services.link.execute(command)
         self._services.combiner.seen.forget(self._target.document)
@@ -355,7 +358,7 @@ def _digest(operation_id: str | None, *said: bytes) -> str:
     """Tells calls under one operation id apart; empty for ids that omnistate makes, which are never used twice."""
     if operation_id is None:
         return ""
-    encode_id(operation_id, "operation id")
+    check_operation_id(operation_id)
     digest = hashlib.blake2b(digest_size=8)
     for part in said:
         digest.update(len(part).to_bytes(4, "big") + part)

@@ -7,7 +7,15 @@ from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
 from omnistate.store._inbox import Inbox
-from omnistate.store._keys import Keyspace, LogKeys, check_duration, decode_id, encode_id
+from omnistate.store._keys import (
+    Keyspace,
+    LogKeys,
+    OwnOperationId,
+    check_duration,
+    check_operation_id,
+    decode_id,
+    encode_id,
+)
 from omnistate.store._library import library
 from omnistate.store._link import Link
 from omnistate.store._log import (
@@ -40,11 +48,13 @@ __all__ = [
     "Link",
     "Listener",
     "LogKeys",
+    "OwnOperationId",
     "Page",
     "Pause",
     "Position",
     "call",
     "check_duration",
+    "check_operation_id",
     "decode_id",
     "default_data_dir",
     "encode_id",

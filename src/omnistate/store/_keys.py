@@ -14,6 +14,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 from urllib.parse import quote, unquote
 
 from omnistate.errors import InvalidId, InvalidInput
@@ -37,6 +38,23 @@ def encode_id(text: str, what: str = "id") -> str:
     if size > MAX_ID_BYTES:
         raise InvalidId(f"{what} is {size:,} bytes long, the limit is {MAX_ID_BYTES}")
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+class OwnOperationId(str):
+    """An operation id that omnistate derives from what it does; no caller can give one that is equal."""
+
+    __slots__ = ()
+    PREFIX = "omnistate:"
+
+    def __new__(cls, *parts: str) -> Self:
+        return super().__new__(cls, cls.PREFIX + ":".join(parts))
+
+
+def check_operation_id(text: str) -> None:
+    """Raises `InvalidId` for what a caller cannot use as an operation id."""
+    encode_id(text, "operation id")
+    if text.startswith(OwnOperationId.PREFIX) and not isinstance(text, OwnOperationId):
+        raise InvalidId(f"operation ids that begin with {OwnOperationId.PREFIX} are omnistate's own: use another one")
 
 
 def check_duration(what: str, value: object, least: timedelta, most: timedelta) -> None:
