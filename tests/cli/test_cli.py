@@ -112,7 +112,10 @@ def test_version() -> None:
     assert "demo" in omnistate("--help").stdout
 
 
-def test_serve_in_development_mode_says_so_and_ends_in_order(app: Path, data_dir: Path) -> None:
+@pytest.mark.parametrize(("ends", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_serve_in_development_mode_says_so_and_ends_in_order(
+    app: Path, data_dir: Path, ends: signal.Signals, code: int
+) -> None:
     port = free_port()
     command = [sys.executable, "-c", "import sys; from omnistate.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
@@ -142,11 +145,11 @@ def test_serve_in_development_mode_says_so_and_ends_in_order(app: Path, data_dir
         joined = omnistate("get", "ana", "Cart", "--app", "store:app", "--data-dir", str(data_dir), directory=app)
         assert json.loads(joined.stdout)["items"] == {"cup": 1}
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(ends)
         _, said = process.communicate(timeout=10)
     assert "DEVELOPMENT MODE" in said
     assert "Traceback" not in said
-    assert process.returncode == 130
+    assert process.returncode == code
 
 
 def test_the_demos_script_passes_and_leaves_nothing() -> None:
@@ -171,3 +174,25 @@ async def test_the_demos_script_fails_when_a_step_is_not_seen(monkeypatch: pytes
 
     monkeypatch.setattr(Subscription, "deliver", lose_some)
     assert await asyncio.wait_for(_demo._play(0, None), 20) == 1
+
+
+def test_a_command_that_is_terminated_says_so(app: Path, data_dir: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "omnistate",
+        "watch",
+        "ana",
+        "Cart",
+        "--app",
+        "store:app",
+        "--data-dir",
+        str(data_dir),
+    ]
+    process = subprocess.Popen(command, cwd=app, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "items" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert "Traceback" not in said
+    assert process.returncode == 143

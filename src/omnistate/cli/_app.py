@@ -17,7 +17,7 @@ def make_cli() -> Callable[[Any], int | None]:
     cli = cyclopts.App(
         name="omnistate",
         help="One live, consistent state of a customer on every channel.",
-        help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted.",
+        help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong command line, 130 interrupted, 143 terminated.",
         version=omnistate.__version__,
         result_action="return_value",
     )

@@ -102,8 +102,21 @@ def state_of(app: omnistate.App, name: str) -> type[omnistate.State]:
     return kind
 
 
+class Terminated(Exception):
+    """SIGTERM came, and what was running has ended in order."""
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command. Ctrl-C and SIGTERM end it in order, so that servers are stopped and sockets closed."""
+    """Runs a command. Ctrl-C and SIGTERM end it in order, so that servers are stopped and sockets closed.
+
+    Raises `Terminated` after SIGTERM.
+    """
+    signals: list[int] = []
+
+    def end(number: int) -> None:
+        signals.append(number)
+        task.cancel()
+
     try:
         import uvloop  # noqa: PLC0415 - used where present, never needed
 
@@ -113,6 +126,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     with runner:
         loop = runner.get_loop()
         task = loop.create_task(work)
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
-        return loop.run_until_complete(task)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end, number)
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if signal.SIGTERM in signals:
+                raise Terminated from None
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from omnistate.cli._common import run
+from omnistate.cli._common import Terminated, run
 from omnistate.demo import Step, Story
 from omnistate.demo import demo as serve_demo
 
@@ -35,7 +36,8 @@ def demo(
     """
     if script:
         return run(_play(port or 0, url))
-    run(_serve(8000 if port is None else port, url))
+    with contextlib.suppress(Terminated):
+        run(_serve(8000 if port is None else port, url))
     return 0
 
 

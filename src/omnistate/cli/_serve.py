@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -12,7 +13,7 @@ from typing import Annotated
 import structlog
 from cyclopts import Parameter
 
-from omnistate.cli._common import EMBEDDED, Store, UsageError, load_app, run
+from omnistate.cli._common import EMBEDDED, Store, Terminated, UsageError, load_app, run
 from omnistate.gateway import MIN_SECRET_BYTES, THIS_MACHINE, DevTokens, Tokens, bind, serving
 
 _LOUD = """
@@ -65,7 +66,8 @@ def serve(
             print(f"serving {declared.title} on {here}   API: {here}/docs   store: {omni.url}", file=sys.stderr)
             await gateway.until_closed()
 
-    run(work())
+    with contextlib.suppress(Terminated):  # the usual way to end a server
+        run(work())
 
 
 def _tokens(secret_file: Path | None, *, dev: bool, host: str) -> Tokens:
