@@ -62,7 +62,7 @@ async def test_every_key_that_a_function_touches_was_declared(omni: Client, raw:
                     assert key in declared, (words, declared)
     assert names >= {
         "state_write",
-        "state_delete",
+        "change",
         "session_start",
         "conversation_take",
         "queue_lease",

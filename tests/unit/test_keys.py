@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
+from collections import Counter
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import omnistate
-from omnistate.store import Keyspace, decode_id, encode_id
+from omnistate.store import PARTITIONS, Keyspace, decode_id, encode_id
 
 IDS = st.text(min_size=1, max_size=60).filter(
     lambda text: len(text.encode(errors="surrogatepass")) <= 256 and not any("\ud800" <= c <= "\udfff" for c in text)
@@ -36,10 +39,19 @@ def test_two_ids_never_make_one_key(one: str, other: str) -> None:
 @given(IDS)
 def test_all_keys_of_a_customer_have_one_hash_tag(text: str) -> None:
     keys = Keyspace("t").customer(text)
-    for key in (*keys.written, keys.key("doc", "Cart"), keys.topic):
-        tag = key[key.index(b"{") + 1 : key.index(b"}")]
-        assert tag == b"c." + encode_id(text).encode()
+    common = keys.common[keys.common.index(b"{") : -1]
+    for key in (*keys.written, keys.key("doc", "Cart"), keys.topic, keys.index("Cart.total")):
+        assert common in key
         assert key.count(b"{") == key.count(b"}") == 1
+
+
+def test_partitions_have_equal_shares_of_a_clusters_slots() -> None:
+    space = Keyspace("t")
+    tags = {space.partition(index).split(b"{")[1].split(b"}")[0] for index in range(PARTITIONS)}
+    assert {crc_hqx(tag, 0) % 16384 // (16384 // PARTITIONS) for tag in tags} == set(range(PARTITIONS))
+    met = Counter(space.customer(f"cus_{number}").common for number in range(20_000))
+    assert len(met) == PARTITIONS
+    assert max(met.values()) < 2 * 20_000 / PARTITIONS
 
 
 def test_identities_are_told_apart_by_length_not_by_luck() -> None:

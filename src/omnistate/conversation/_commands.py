@@ -73,7 +73,7 @@ def start(keys: ConversationKeys, channel: str, owner: str, *, operation_id: str
         "conversation.started", conversation=keys.id, channel=channel, owner={"kind": "helper", "name": owner}
     )
     arguments = (*opening(operation_id), channel, owner, event)
-    return Command("conversation_start", keys.written[:5], arguments, lambda _: None, operation_id)
+    return Command("conversation_start", keys.written[:6], arguments, lambda _: None, operation_id)
 
 
 def say(

@@ -15,34 +15,34 @@ local function own(log, conversation, kind, name, epoch)
 end
 
 -- conversation_start
--- keys: the log's four, conversation   arguments: (open), channel, owner, event
+-- keys: the log's five, conversation   arguments: (open), channel, owner, event
 local function conversation_start(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   append(log, args[log.at + 2])
-  redis_call('HSET', keys[5], 'channel', args[log.at], 'status', 'open', 'started', text(log.now))
-  own(log, keys[5], 'helper', args[log.at + 1], 1)
-  keep_conversation(keys, 5)
+  redis_call('HSET', keys[6], 'channel', args[log.at], 'status', 'open', 'started', text(log.now))
+  own(log, keys[6], 'helper', args[log.at + 1], 1)
+  keep_conversation(keys, 6)
   return commit(log, log.position, log.now + CONVERSATION_LIFE)
 end
 
 -- conversation_say: a message of the customer, or of the helper who owns the conversation
--- keys: the log's four, conversation, messages
+-- keys: the log's five, conversation, messages
 -- arguments: (open), helper or '' for the customer, event head, message members that follow the event's "type"
 -- reply: "<index> <offset> <epoch>" | {"absent"} | {"not_owner", owner, epoch} | {"done", ...}
 local function conversation_say(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  local owner = redis_call('HMGET', keys[5], 'kind', 'owner', 'epoch')
+  local owner = redis_call('HMGET', keys[6], 'kind', 'owner', 'epoch')
   if not owner[1] then return {'absent'} end
   local helper = args[log.at]
   if helper ~= '' and not (owner[1] == 'helper' and owner[2] == helper) then
     return {'not_owner', owner[1] .. ' ' .. owner[2], owner[3]}
   end
-  local index = redis_call('LLEN', keys[6])
+  local index = redis_call('LLEN', keys[7])
   local event = append(log, args[log.at + 1] .. ',"index":' .. text(index))
-  redis_call('RPUSH', keys[6], '{"offset":' .. text(log.offset) .. ',' .. sub(event, 2))
-  keep_conversation(keys, 5)
+  redis_call('RPUSH', keys[7], '{"offset":' .. text(log.offset) .. ',' .. sub(event, 2))
+  keep_conversation(keys, 6)
   return commit(log, text(index) .. ' ' .. log.position, log.now + CONVERSATION_LIFE)
 end
 
@@ -60,14 +60,14 @@ local function conversation_read(keys, args)
 end
 
 -- conversation_hand_off: to a queue. `token` names this hand-off in the queue; a claim may have cancelled it.
--- keys: the log's four, conversation, messages
+-- keys: the log's five, conversation, messages
 -- arguments: (open), the helper who must own it or '', queue, token, event
 -- reply: epoch | {"absent"} | {"not_owner", owner, epoch} | {"cancelled"} | {"done", ...}
 local function conversation_hand_off(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   local at = log.at
-  local owner = redis_call('HMGET', keys[5], 'kind', 'owner', 'epoch', 'cancelled')
+  local owner = redis_call('HMGET', keys[6], 'kind', 'owner', 'epoch', 'cancelled')
   if not owner[1] then return {'absent'} end
   if args[at] ~= '' and not (owner[1] == 'helper' and owner[2] == args[at]) then
     return {'not_owner', owner[1] .. ' ' .. owner[2], owner[3]}
@@ -75,14 +75,14 @@ local function conversation_hand_off(keys, args)
   if owner[4] == args[at + 2] then return {'cancelled'} end
   local epoch = tonumber(owner[3]) + 1
   append(log, args[at + 3] .. ',"epoch":' .. text(epoch))
-  own(log, keys[5], 'queue', args[at + 1], epoch)
-  redis_call('HSET', keys[5], 'token', args[at + 2])
-  keep_conversation(keys, 5)
+  own(log, keys[6], 'queue', args[at + 1], epoch)
+  redis_call('HSET', keys[6], 'token', args[at + 2])
+  keep_conversation(keys, 6)
   return commit(log, text(epoch), log.now + CONVERSATION_LIFE)
 end
 
 -- conversation_take: an agent takes what a queue leased to them
--- keys: the log's four, conversation, messages
+-- keys: the log's five, conversation, messages
 -- arguments: (open), agent, queue, token, '1' when the hand-off is so old that it may be cancelled, event
 -- reply: epoch | {"pending"} the hand-off is not finished yet | {"gone"} it is somebody else's | {"done", ...}
 local function conversation_take(keys, args)
@@ -90,7 +90,7 @@ local function conversation_take(keys, args)
   if not log then return reply end
   local at = log.at
   local agent, queue, token = args[at], args[at + 1], args[at + 2]
-  local owner = redis_call('HMGET', keys[5], 'kind', 'owner', 'epoch', 'token', 'taken')
+  local owner = redis_call('HMGET', keys[6], 'kind', 'owner', 'epoch', 'token', 'taken')
   if not owner[1] then return {'gone'} end
   if owner[5] == token then
     -- A claim that died after this step: the same agent goes on, another one is too late.
@@ -98,19 +98,19 @@ local function conversation_take(keys, args)
   end
   if owner[4] ~= token then
     if args[at + 3] ~= '1' then return {'pending'} end
-    redis_call('HSET', keys[5], 'cancelled', token)
+    redis_call('HSET', keys[6], 'cancelled', token)
     return {'gone'}
   end
   if owner[1] ~= 'queue' or owner[2] ~= queue then return {'gone'} end
   local epoch = tonumber(owner[3]) + 1
   append(log, args[at + 4] .. ',"epoch":' .. text(epoch))
-  own(log, keys[5], 'helper', agent, epoch)
-  redis_call('HSET', keys[5], 'taken', token)
-  keep_conversation(keys, 5)
+  own(log, keys[6], 'helper', agent, epoch)
+  redis_call('HSET', keys[6], 'taken', token)
+  keep_conversation(keys, 6)
   return commit(log, text(epoch), log.now + CONVERSATION_LIFE)
 end
 
--- Queues. keys of each: the log's four, waiting (sorted set by time), leased (sorted set by deadline), since (hash).
+-- Queues. keys of each: the log's five, waiting (sorted set by time), leased (sorted set by deadline), since (hash).
 -- An entry is "<conversation> <token>".
 
 -- queue_put   arguments: (open), entry, event   reply: "" | {"done", ...}
@@ -118,8 +118,8 @@ local function queue_put(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
   append(log, args[log.at + 1])
-  redis_call('ZADD', keys[5], text(log.now), args[log.at])
-  redis_call('HSET', keys[7], args[log.at], text(log.now))
+  redis_call('ZADD', keys[6], text(log.now), args[log.at])
+  redis_call('HSET', keys[8], args[log.at], text(log.now))
   return commit(log, '', -1)
 end
 
@@ -128,14 +128,14 @@ end
 local function queue_lease(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  for _, entry in ipairs(redis_call('ZRANGEBYSCORE', keys[6], 0, text(log.now), 'LIMIT', 0, 100)) do
-    redis_call('ZREM', keys[6], entry)
-    redis_call('ZADD', keys[5], redis_call('HGET', keys[7], entry) or text(log.now), entry)
+  for _, entry in ipairs(redis_call('ZRANGEBYSCORE', keys[7], 0, text(log.now), 'LIMIT', 0, 100)) do
+    redis_call('ZREM', keys[7], entry)
+    redis_call('ZADD', keys[6], redis_call('HGET', keys[8], entry) or text(log.now), entry)
   end
-  local first = redis_call('ZRANGE', keys[5], 0, 0, 'WITHSCORES')
+  local first = redis_call('ZRANGE', keys[6], 0, 0, 'WITHSCORES')
   if not first[1] then return {'empty'} end
-  redis_call('ZREM', keys[5], first[1])
-  redis_call('ZADD', keys[6], text(log.now + LEASE), first[1])
+  redis_call('ZREM', keys[6], first[1])
+  redis_call('ZADD', keys[7], text(log.now + LEASE), first[1])
   return commit(log, (log.now - tonumber(first[2]) > PENDING and '1 ' or '0 ') .. first[1], -1)
 end
 
@@ -145,14 +145,14 @@ local function queue_settle(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
   local entry = args[log.at]
-  local since = redis_call('HGET', keys[7], entry)
+  local since = redis_call('HGET', keys[8], entry)
   if args[log.at + 2] ~= '' and since then append(log, args[log.at + 2]) end
+  redis_call('ZREM', keys[7], entry)
   redis_call('ZREM', keys[6], entry)
-  redis_call('ZREM', keys[5], entry)
   if args[log.at + 1] == 'release' and since then
-    redis_call('ZADD', keys[5], since, entry)
+    redis_call('ZADD', keys[6], since, entry)
   else
-    redis_call('HDEL', keys[7], entry)
+    redis_call('HDEL', keys[8], entry)
   end
   return commit(log, '', -1)
 end

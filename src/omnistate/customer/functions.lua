@@ -20,18 +20,18 @@ local function identity_point(keys, args)
 end
 
 -- customer_note: the customer's own list of identities
--- keys: the log's four, identities   arguments: (open), digest, identity as JSON, event
+-- keys: the log's five, identities   arguments: (open), digest, identity as JSON, event
 local function customer_note(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  if redis_call('HEXISTS', keys[5], args[log.at]) == 1 then return '' end
+  if redis_call('HEXISTS', keys[6], args[log.at]) == 1 then return '' end
   append(log, args[log.at + 2])
-  redis_call('HSET', keys[5], args[log.at], args[log.at + 1])
+  redis_call('HSET', keys[6], args[log.at], args[log.at + 1])
   return commit(log, log.position, -1)
 end
 
 -- customer_freeze: the beginning of a merge: from now on this customer's states are written nowhere but in `into`
--- keys: the log's four, identities   arguments: (open), into, event, names of documents that can move
+-- keys: the log's five, identities   arguments: (open), into, event, names of documents that can move
 -- reply: {"ok", "", number of documents, documents..., (digest, identity)...} | {"unknown", document} | {"merged", other}
 local function customer_freeze(keys, args)
   local log, reply = open(keys, args, true)
@@ -52,7 +52,7 @@ local function customer_freeze(keys, args)
   end
   reply = {'ok', '', text(#documents)}
   for _, document in ipairs(documents) do reply[#reply + 1] = document end
-  for _, item in ipairs(redis_call('HGETALL', keys[5])) do reply[#reply + 1] = item end
+  for _, item in ipairs(redis_call('HGETALL', keys[6])) do reply[#reply + 1] = item end
   return reply
 end
 

@@ -1,16 +1,16 @@
 -- Sessions: one visit or login on one channel. A session is a hash; its idle deadline is in it and is its TTL.
 
 -- session_start
--- keys: the log's four, session   arguments: (open), channel, idle in ms, event   reply: deadline | {"done", ...}
+-- keys: the log's five, session   arguments: (open), channel, idle in ms, event   reply: deadline | {"done", ...}
 local function session_start(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
   local idle = tonumber(args[log.at + 1])
   local deadline = text(log.now + idle)
   append(log, args[log.at + 2])
-  redis_call('HSET', keys[5], 'channel', args[log.at], 'idle', args[log.at + 1], 'deadline', deadline,
+  redis_call('HSET', keys[6], 'channel', args[log.at], 'idle', args[log.at + 1], 'deadline', deadline,
     'started', text(log.now))
-  redis_call('PEXPIRE', keys[5], idle)
+  redis_call('PEXPIRE', keys[6], idle)
   return commit(log, deadline, log.now + idle)
 end
 
@@ -27,14 +27,14 @@ local function session_touch(keys)
 end
 
 -- session_end
--- keys: the log's four, session   arguments: (open), event   reply: channel | {"absent"} | {"done", ...}
+-- keys: the log's five, session   arguments: (open), event   reply: channel | {"absent"} | {"done", ...}
 local function session_end(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  local channel = redis_call('HGET', keys[5], 'channel')
+  local channel = redis_call('HGET', keys[6], 'channel')
   if not channel then return {'absent'} end
   append(log, args[log.at])
-  redis_call('DEL', keys[5])
+  redis_call('DEL', keys[6])
   return commit(log, channel, 0)
 end
 

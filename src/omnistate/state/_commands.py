@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from omnistate.state._model import ANY, Expect, Precondition
 from omnistate.state._schema import CODEC, Flat
 from omnistate.store import Argument, Command, LogKeys, Position, merged_error, opening, spell_operation
 
+T = TypeVar("T")
 MAX_BYTES = 256 * 1024  # as in functions.lua
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
@@ -112,14 +113,16 @@ def write(
         turn,
         "replace" if patch.replace else "patch",
         ttl_ms,
-        CODEC,
+        0,
+        "json",
+        1,
         target.head + event,
         tail,
         2 * len(sets),
         *chain.from_iterable(sets.items()),
         len(drops),
         *drops,
-        *patch.step,
+        *(('step', *patch.step) if patch.step else ()),
     ]
 
     def parse(reply: bytes | list[Any]) -> Reply:
@@ -142,12 +145,45 @@ def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> 
 
     def parse(reply: bytes | list[Any]) -> Reply | None:
         if isinstance(reply, bytes):
-            return _stored(reply)
-        return None if reply[0] == b"absent" else _not_written(target, reply)
+            (result,) = split_results(reply)
+            return _stored(result) if result else None
+        return _not_written(target, reply[2:] if reply[0] == b"part" else reply)
 
     event = target.head.replace(b"state.changed", b"state.deleted", 1)
-    arguments: tuple[Argument, ...] = (*opening(operation_id), target.entry, _expected(expect), event)
-    return Command("state_delete", target.keys, arguments, parse, operation_id)
+    part = Part("delete", (target.document,), (target.entry, _expected(expect), event))
+    return change(target.log, [part], [operation_id], parse)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a call that changes several things at once; the first argument is the entry of its header."""
+
+    name: str
+    keys: Sequence[bytes]
+    arguments: Sequence[Argument]
+
+
+def change(
+    log: LogKeys, parts: Sequence[Part], ids: Sequence[str], parse: Callable[[Any], T], digest: str = ""
+) -> Command[T]:
+    """All of the parts, or none of them, in one call."""
+    keys: list[bytes] = [*log.written]
+    arguments: list[Argument] = [len(ids), *map(spell_operation, ids), digest, len(parts)]
+    for part in parts:
+        keys += part.keys
+        arguments += (part.name, len(part.keys), len(part.arguments), *part.arguments)
+    return Command("change", keys, arguments, parse, ids[0])
+
+
+def split_results(reply: bytes) -> list[bytes]:
+    """The results of the parts of a call."""
+    results = []
+    at = 0
+    while at < len(reply):
+        colon = reply.index(b":", at)
+        at = colon + 1 + int(reply[at:colon])
+        results.append(reply[colon + 1 : at])
+    return results
 
 
 def _expected(expect: Precondition) -> str:
@@ -160,12 +196,17 @@ def _stored(reply: bytes) -> Stored:
     return Stored(Position(epoch.decode(), int(offset)), int(total or 0))
 
 
+def _last_result(result: bytes) -> bytes:
+    """A write is stored as it is, a part of a call with its length."""
+    return split_results(result)[-1] if b":" in result.split(b" ", 1)[0] else result
+
+
 def _not_written(target: Target, reply: list[Any]) -> Reply:
     word = reply[0]
     if word == b"conflict":
         return Refused(_held(reply[1], reply[2]), reply[3] == b"turn")
     if word == b"done":
-        return Done([_stored(result) if result else None for result in reply[1:]])
+        return Done([_stored(_last_result(result)) if result else None for result in reply[1:]])
     if word == b"reused":
         raise OperationIdReused(reply[1].decode().removeprefix("op:"))
     raise merged_error(target.log, reply[1])
@@ -174,8 +215,8 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
 def _held(header: bytes, fields: list[bytes]) -> Held:
     if not header:
         return Held(None, {})
-    offset, epoch, _, _, _, codec = header.split(b" ", 5)
-    if codec != CODEC.encode():
+    offset, epoch, _, _, _, codec, _ = (header + b" ").split(b" ", 6)
+    if codec != b"json":
         raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
     return Held(Position(epoch.decode(), int(offset)), dict(zip(fields[::2], fields[1::2], strict=True)))
 

@@ -1,30 +1,40 @@
 -- Documents. A document is a hash: one field per field of the class, one per entry of a mapping. Values are opaque bytes.
 -- Its header is in meta, in the field 'doc:<entry>':
--- "<offset> <epoch> <bytes> <deadline> <collected> <codec> <class version>". Offset and epoch are its version. `bytes` is
--- never too low: it grows by what is written, and is counted anew before it would refuse anything. The deadline is what
--- counts, 0 for none; `collected` is the key's own time-out, which is later and only collects the garbage, so it is rarely
--- renewed. 0: the key has none.
+-- "<offset> <epoch> <bytes> <deadline> <collected> <codec> <class version>[ born=][ next=][ index=]".
+-- - Offset and epoch are its version. `bytes` is never too low: it grows by what is written, and is counted anew before it
+--   would refuse anything.
+-- - The deadline is what counts, 0 for none; `collected` is the key's own time-out, which is later and only collects the
+--   garbage, so it is rarely renewed. 0: the key has none.
+-- - born: when it began, where the class has a lifetime. next: the earliest deadline of one of its fields, or earlier.
+--   index: the names of the indexes that hold it.
+-- The deadline of a field or entry is in the hash too, in a field of the same name after '!'. It stays through changes of
+-- the value and goes with it.
 
-local MOST_BYTES = 262144
+local MOST_BYTES = 262144         -- of a document
+local MOST_DOCUMENTS = 1000       -- of a customer, collections too
+local MOST_OF_CUSTOMER = 67108864 -- bytes of all documents and collections together
+local WEIGHED = 65536             -- a document that grew over a multiple of this is weighed with the others
 local LARGEST = 9007199254740991  -- integers are safe up to 2^53 in every language that will read them
-local HEADER = '^(%d+ %x+) (%d+) (%d+) (%d+)'
+local collection_kinds = {}        -- filled by the slice of collections: how the entries of each kind expire
+local HEADER = '^(%d+ %x+) (%d+) (%d+) (%d+) %S+ (%d+)(.*)$'
 
--- Version, bytes and collection time of a document that is there at `now`; nil for none.
+-- Version, bytes, collection time, class version and further members of a document that is there at `now`; nil for none.
 local function look(header, now)
   if not header then return nil end
-  local version, bytes, deadline, collected = match(header, HEADER)
+  local version, bytes, deadline, collected, class, more = match(header, HEADER)
   if deadline ~= '0' and tonumber(deadline) <= now then return nil end
-  return version, tonumber(bytes), tonumber(collected)
+  return version, tonumber(bytes), tonumber(collected), class, more
 end
 
 local function refused(document, header, version, reason)
   return {'conflict', version and header or '', version and redis_call('HGETALL', document) or {}, reason}
 end
 
--- expected: '*' any, '-' absent, or "<offset> <epoch>", the version that the document must have.
+-- expected: '*' any, '-' absent, '+' present, or "<offset> <epoch>", the version that the document must have.
 local function meets(version, expected)
   if expected == '*' then return true end
   if expected == '-' then return not version end
+  if expected == '+' then return version ~= nil end
   return version == expected
 end
 
@@ -38,6 +48,63 @@ local function others_turn(log, entry, token)
   return what == entry and whose ~= token and left > 0 and left <= TURN
 end
 
+-- The beginning of an event about the document or collection of this entry, as "<what>.<verb>".
+local function begin_event(entry, header, verb)
+  local name, owner = match(entry, '^doc:([^:]+):?(.*)$')
+  local kind = match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')
+  local what = collection_kinds[kind] and 'collection' or 'state'
+  local event = '{"type":"' .. what .. '.' .. verb .. '","' .. what .. '":"' .. name .. '"'
+  if owner ~= '' then event = event .. ',"owner":"' .. owner .. '"' end
+  return event
+end
+
+-- Ends a document whose deadline has passed, when no index holds it; its key is collected by its own time-out.
+expire_document = function(log, entry, header)
+  local deadline, more = match(header, '^%d+ %x+ %d+ (%d+) %d+ %S+ %d+(.*)$')
+  if deadline == '0' or tonumber(deadline) > log.now or find(more, ' index=', 1, true) then return false end
+  append(log, begin_event(entry, header, 'expired'))
+  redis_call('SREM', log.keys[4], entry)
+  return true
+end
+
+-- A string as JSON. Names of entries are text that was checked to be UTF-8.
+local function quote(name)
+  return '"' .. gsub(name, '[%c"\\]', function(c) return format('\\u%04x', byte(c)) end) .. '"'
+end
+
+-- Removes the fields whose deadlines have passed, with an event. Returns the next deadline, or nil.
+local function purge(log, document, entry, header)
+  local held, gone, names, nearest = redis_call('HGETALL', document), {}, {}, nil
+  for i = 1, #held, 2 do
+    if byte(held[i]) == 33 then
+      local deadline = tonumber(held[i + 1])
+      if deadline <= log.now then
+        gone[#gone + 1], gone[#gone + 2] = held[i], sub(held[i], 2)
+        names[#names + 1] = quote(sub(held[i], 2))
+      elseif not nearest or deadline < nearest then
+        nearest = deadline
+      end
+    end
+  end
+  if #gone > 0 then
+    append(log, begin_event(entry, header, 'entries_expired') .. ',"fields":[' .. concat(names, ',') .. ']')
+    for i = 1, #gone, 1000 do redis_call('HDEL', document, unpack(gone, i, math_min(i + 999, #gone))) end
+  end
+  return nearest
+end
+
+-- A hash as its fields and values, without the fields whose deadlines have passed.
+local function unexpired(held, now)
+  local gone, rest = {}, {}
+  for i = 1, #held, 2 do
+    if byte(held[i]) == 33 and tonumber(held[i + 1]) <= now then gone[held[i]], gone[sub(held[i], 2)] = true, true end
+  end
+  for i = 1, #held, 2 do
+    if not gone[held[i]] then rest[#rest + 1], rest[#rest + 2] = held[i], held[i + 1] end
+  end
+  return rest
+end
+
 -- The bytes of a document once args[first ... last] (field, value ...) are set and args[drop ... dropped] are gone.
 local function count_bytes(document, args, first, last, drop, dropped)
   local held, bytes = redis_call('HGETALL', document), 0
@@ -49,96 +116,273 @@ local function count_bytes(document, args, first, last, drop, dropped)
   return bytes
 end
 
--- state_write: patch or replace a document
--- keys: the log's four, document
--- arguments: (open), entry, expected, turn token or '', 'patch' | 'replace', ttl in ms or 0, codec and class version,
---   event head, event tail, sets (count, field, value ...), drops (count, field ...), and maybe a step (field, amount,
---   event text before the sum)
--- reply: "<offset> <epoch>", with a second line for a step's sum | {"conflict", header, document, "version" | "turn"}
---   | {"done", ...} | {"large", bytes} | {"not_integer", field} | {"wait"}: it is another writer's turn
-local function state_write(keys, args)
-  local at = args[1] + 3
-  local entry = args[at]
-  local log, reply = open(keys, args, false, entry)
-  if not log then return reply end
-  local document, now, expected, token = keys[5], log.now, args[at + 1], args[at + 2]
-  local replace, ttl = args[at + 3] == 'replace', tonumber(args[at + 4])
-  local version, bytes, collected = look(log.header, now)
-  if log.turn and others_turn(log, entry, token) then
-    return expected == '*' and {'wait'} or refused(document, log.header, version, 'turn')
+-- Whether the customer has room: nil, or a reply. `grown`: bytes that are added to those of entry, `is_new`: it was not there.
+local function over_quota(log, entry, bytes, before, is_new)
+  if is_new and redis_call('SCARD', log.keys[4]) >= MOST_DOCUMENTS then return {'full', 'documents', text(MOST_DOCUMENTS)} end
+  if bytes - bytes % WEIGHED <= before then return nil end
+  local sum, entries = bytes, redis_call('SMEMBERS', log.keys[4])
+  for i = 1, #entries do
+    local header = entries[i] ~= entry and redis_call('HGET', log.keys[1], entries[i])
+    if header then sum = sum + tonumber(match(header, '^%d+ %x+ (%d+)')) end
   end
-  if not meets(version, expected) then
-    if token ~= '' then redis_call('HSET', keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(now + TURN)) end
-    return refused(document, log.header, version, 'version')
-  end
+  if sum > MOST_OF_CUSTOMER then return {'full', 'bytes', text(MOST_OF_CUSTOMER)} end
+end
 
-  local first = at + 9
-  local last = first + args[at + 8] - 1
-  local drop = last + 2
-  local dropped = drop + args[last + 1] - 1
-  local field = args[dropped + 1]
-  local begins = replace or not version
-  if begins then bytes = 0 end
-  for i = first, last do bytes = bytes + #args[i] end
-  if field then bytes = bytes + #field + 17 end
-  if bytes > MOST_BYTES then
-    if not begins then bytes = count_bytes(document, args, first, last, drop, dropped) end
-    if bytes > MOST_BYTES then return {'large', text(bytes)} end
-  end
+-- The deadline of what is written now, and the beginning of its life where the class limits that.
+local function deadline_of(log, part, ttl, lifetime)
+  if lifetime == 0 then return ttl > 0 and log.now + ttl or 0 end
+  local born = part.more and tonumber(match(part.more, ' born=(%d+)')) or log.now
+  part.born = born
+  local ends = born + lifetime
+  if ttl > 0 and log.now + ttl < ends then return log.now + ttl end
+  return ends
+end
 
-  if begins then redis_call('DEL', document) end
-  local event, result = args[at + 6] .. args[at + 7], ''
-  if field then
-    local amount = args[dropped + 2]
-    local sum = redis_pcall('HINCRBY', document, field, amount)
-    if type(sum) ~= 'number' then return {'not_integer', field} end
-    if sum > LARGEST or sum < -LARGEST then
-      redis_call('HINCRBY', document, field, -amount)
-      return {'not_integer', field}
-    end
-    local sum_text = text(sum)
-    event, result = args[at + 6] .. args[dropped + 3] .. sum_text .. args[at + 7], '\n' .. sum_text
-  end
-  if last > first then redis_call('HSET', document, unpack(args, first, last)) end
-  if dropped >= drop then redis_call('HDEL', document, unpack(args, drop, dropped)) end
-  append(log, event)
-
-  local deadline, outlive = 0, 0
-  if ttl > 0 then
-    deadline = now + ttl
+-- Gives a key its time-out. Returns `collected` for the header. `begins`: it has none yet.
+local function keep_until(log, part, deadline, ttl, begins)
+  local key, collected = part.key, part.collected
+  if deadline > 0 then
     if begins or deadline > collected then
       collected = deadline + ttl / 16 + 1000
       -- A hash that has lost its last field has lost its time-out as well, so the next write gives it another.
-      if redis_call('PEXPIREAT', document, text(collected)) == 0 then collected = 0 end
-      outlive = deadline + ttl / 8
-    elseif dropped >= drop and redis_call('EXISTS', document) == 0 then
+      if redis_call('PEXPIREAT', key, text(collected)) == 0 then collected = 0 end
+      part.outlive = deadline + ttl / 8
+    elseif part.shrinks and redis_call('EXISTS', key) == 0 then
       collected = 0
     end
-  elseif begins or collected > 0 then
-    if collected and collected > 0 then redis_call('PERSIST', document) end
-    collected, outlive = 0, -1
+    if begins or deadline < part.deadline then falls_due(log, deadline) end
+    return collected
   end
-  if not version then redis_call('SADD', keys[4], entry) end
-  if token ~= '' then redis_call('HDEL', keys[1], 'turn') end
-  local header = format('%s %d %d %d %s', log.position, bytes, deadline, collected, args[at + 5])
-  return commit(log, log.position .. result, outlive, entry, header)
+  if begins or collected > 0 then
+    if not begins then redis_call('PERSIST', key) end
+    part.outlive = -1
+  end
+  return 0
 end
 
--- state_delete: remove a document
--- keys: the log's four, document   arguments: (open), entry, expected, event
--- reply: "<offset> <epoch>" | {"absent"} | {"conflict", header, document, "version"} | {"done", ...}
-local function state_delete(keys, args)
-  local entry = args[args[1] + 3]
-  local log, reply = open(keys, args, false, entry)
+-- A write is a part of a call. Its arguments from `at` to `last`: entry, expected, turn token or '', 'patch' | 'replace',
+-- ttl in ms or 0, lifetime in ms or 0, codec, class version, event head, event tail, sets (count, field, value ...),
+-- drops (count, field ...), and then any of
+--   'step', field, amount, event text before the sum
+--   'until', field, deadline in ms from now or 0, ...        a deadline of its own for a field
+--   'index', name, score or ''                               with a key each, after the document's and the history's
+--   'history', entries to keep, age in ms, who               with the key after the document's
+local OPTIONS = {step = 4, ['until'] = 3, index = 3, history = 4}
+
+-- `alone`: nothing of this call is written before this part is.
+local function check_write(log, part, args, at, last, alone)
+  local entry, now, header = args[at], log.now, part.header
+  local expected, token, replace = args[at + 1], args[at + 2], args[at + 3] == 'replace'
+  local version, bytes, collected, class, more = look(header, now)
+  if log.turn and others_turn(log, entry, token) then
+    return expected == '*' and {'wait'} or refused(part.key, header, version, 'turn')
+  end
+  if not meets(version, expected) then
+    if token ~= '' then redis_call('HSET', log.keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(now + TURN)) end
+    return refused(part.key, header, version, 'version')
+  end
+  if version and not replace and class ~= args[at + 7] then return refused(part.key, header, version, 'class') end
+
+  local first = at + 11
+  local tail = first + args[at + 10] - 1
+  local drop = tail + 2
+  local dropped = drop + args[tail + 1] - 1
+  local begins = replace or not version
+  local before = bytes or 0
+  if begins then bytes = 0 end
+  for i = first, tail do bytes = bytes + #args[i] end
+  -- A sum that cannot be is found when it is written, if that is the first write; otherwise it is looked for here.
+  local careful = not alone or not version and header or more and more ~= '' or args[dropped + 5] == 'step'
+  for i = dropped + 1, last, 4 do
+    if args[i] ~= 'step' then break end
+    bytes = bytes + #args[i + 1] + 17
+    if careful then
+      local held = not begins and redis_call('HGET', part.key, args[i + 1]) or '0'
+      local sum = match(held, '^%-?%d+$') and tonumber(held) + tonumber(args[i + 2])
+      if not sum or sum > LARGEST or sum < -LARGEST then return {'not_integer', args[i + 1]} end
+    end
+  end
+  if bytes > MOST_BYTES then
+    if not begins then bytes = count_bytes(part.key, args, first, tail, drop, dropped) end
+    if bytes > MOST_BYTES then return {'large', text(bytes)} end
+  end
+  if not version or bytes - bytes % WEIGHED > before then
+    local reply = over_quota(log, entry, bytes, before, not version)
+    if reply then return reply end
+  end
+  part.version, part.bytes, part.collected, part.more, part.begins = version, bytes, collected, more, begins
+  part.first, part.tail, part.drop, part.dropped, part.outlive, part.born = first, tail, drop, dropped, 0, false
+end
+
+-- What history keeps of a change: who, then the fields as they were before it, each as "<name length> <value length or -1>".
+local function remember(log, part, key, args, at, keep, age, who)
+  local before, lines, names = part.version, {}, {}
+  local document = part.key
+  if before and part.begins then
+    local held = redis_call('HGETALL', document)
+    for i = 1, #held, 2 do lines[#lines + 1] = format('%d %d ', #held[i], #held[i + 1]) .. held[i] .. held[i + 1] end
+  elseif before then
+    for i = part.first, part.tail, 2 do names[#names + 1] = args[i] end
+    for i = part.drop, part.dropped do names[#names + 1] = args[i] end
+    for i = part.dropped + 1, part.last do
+      if args[i] == 'step' then names[#names + 1] = args[i + 1] end
+    end
+    local held = #names > 0 and redis_call('HMGET', document, unpack(names)) or {}
+    for i = 1, #names do
+      local value = held[i]
+      lines[i] = format('%d %d ', #names[i], value and #value or -1) .. names[i] .. (value or '')
+    end
+  end
+  part.remembered = function(version)
+    local kind = part.begins and 'whole' or 'fields'
+    local line = concat({version, before or '- -', text(log.now), kind, text(#who)}, ' ') .. '\n' .. who .. concat(lines)
+    redis_call('RPUSH', key, line)
+    if tonumber(keep) > 0 then redis_call('LTRIM', key, '-' .. keep, -1) end
+    for _ = 1, 2 do  -- older than the age: two for each that comes, so the list never grows by age
+      local oldest = redis_call('LINDEX', key, 0)
+      local time = oldest and match(oldest, '^%d+ %x+ %S+ %S+ (%d+) ')
+      if not time or log.now - tonumber(time) <= tonumber(age) then break end
+      redis_call('LPOP', key)
+    end
+    redis_call('PEXPIREAT', key, text(log.now + age))
+  end
+end
+
+-- Returns "<offset> <epoch>", with a further line for the sums of steps; or nil and a refusal, before anything is written.
+local function apply_write(log, part, args, at, last)
+  local document, now, entry = part.key, log.now, args[at]
+  local begins, version, ttl, lifetime = part.begins, part.version, tonumber(args[at + 4]), tonumber(args[at + 5])
+  local more, options, result, extra = part.more, part.dropped + 1, '', ''
+  part.last = last
+  if not version and part.header then
+    append(log, begin_event(entry, part.header, 'expired'))
+  elseif more and more ~= '' then
+    local nearest = tonumber(match(more, ' next=(%d+)'))
+    if nearest and nearest <= now and not begins then
+      nearest = purge(log, document, entry, part.header)
+      more = gsub(more, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
+    end
+  end
+  local index_key, history = 2, nil
+  for i = options, last do
+    if args[i] == 'history' then history, index_key = i, 3 end
+  end
+  if history then remember(log, part, part.keys[2], args, at, args[history + 1], args[history + 2], args[history + 3]) end
+  if begins then redis_call('DEL', document) end
+  local event = args[at + 8]
+  if args[options] == 'step' then
+    local i = options
+    while args[i] == 'step' and i < last do
+      local field, amount = args[i + 1], args[i + 2]
+      local sum = redis_pcall('HINCRBY', document, field, amount)
+      if type(sum) ~= 'number' then return nil, {'not_integer', field} end
+      if sum > LARGEST or sum < -LARGEST then
+        redis_call('HINCRBY', document, field, -amount)
+        return nil, {'not_integer', field}
+      end
+      local sum_text = text(sum)
+      event, result = event .. args[i + 3] .. sum_text, (result == '' and '\n' or result .. ' ') .. sum_text
+      i = i + 4
+    end
+    options = i
+  end
+  if part.tail > part.first then redis_call('HSET', document, unpack(args, part.first, part.tail)) end
+  part.shrinks = part.dropped >= part.drop
+  if part.shrinks then redis_call('HDEL', document, unpack(args, part.drop, part.dropped)) end
+  append(log, event .. args[at + 9])
+  local position = log.position
+  if history then part.remembered(position) end
+
+  if options <= last or more and more ~= '' or lifetime > 0 then
+    local nearest = more and not begins and tonumber(match(more, ' next=(%d+)'))
+    if nearest and part.shrinks then
+      for i = part.drop, part.dropped do redis_call('HDEL', document, '!' .. args[i]) end
+    end
+    local indexes = {}
+    local i = options
+    while i <= last do
+      local option = args[i]
+      if option == 'until' then
+        if args[i + 2] == '0' then
+          redis_call('HDEL', document, '!' .. args[i + 1])
+        elseif redis_call('HEXISTS', document, args[i + 1]) == 1 then
+          local deadline = now + args[i + 2]
+          redis_call('HSET', document, '!' .. args[i + 1], text(deadline))
+          falls_due(log, deadline)
+          if not nearest or deadline < nearest then nearest = deadline end
+        end
+      elseif option == 'index' then
+        local member = match(log.keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
+        if args[i + 2] == '' then
+          redis_call('ZREM', part.keys[index_key], member)
+        else
+          redis_call('ZADD', part.keys[index_key], args[i + 2], member)
+        end
+        indexes[#indexes + 1], index_key = args[i + 1], index_key + 1
+      end
+      i = i + OPTIONS[option]
+    end
+    if nearest then extra = ' next=' .. text(nearest) end
+    local held = more and match(more, ' index=(%S+)') or ''
+    for _, name in ipairs(indexes) do
+      if not find(',' .. held .. ',', ',' .. name .. ',', 1, true) then held = held == '' and name or held .. ',' .. name end
+    end
+    if held ~= '' then extra = extra .. ' index=' .. held end
+  end
+
+  local deadline = ttl + lifetime > 0 and deadline_of(log, part, ttl, lifetime) or 0
+  if part.born then extra = ' born=' .. text(part.born) .. extra end
+  part.deadline = version and tonumber(match(part.header, '^%d+ %x+ %d+ (%d+)')) or 0
+  local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, begins)
+  if not version then redis_call('SADD', log.keys[4], entry) end
+  if args[at + 2] ~= '' then redis_call('HDEL', log.keys[1], 'turn') end
+  local header = format('%s %d %d %d %s %s%s', position, part.bytes, deadline, collected, args[at + 6], args[at + 7], extra)
+  return position .. result, nil, header
+end
+
+local the_write = {}
+
+-- state_write: patch or replace a document
+-- keys: the log's five, document, then those of its options   arguments: (open), then those of a write
+-- reply: as apply_write returns | {"conflict", header, document, "version" | "turn" | "class"} | {"done", ...}
+--   | {"large", bytes} | {"full", what, limit} | {"not_integer", field} | {"wait"}: it is another writer's turn
+local function state_write(keys, args)
+  local at = args[1] + 3
+  local log, reply = open(keys, args, false, args[at])
   if not log then return reply end
-  local version = look(log.header, log.now)
-  if not meets(version, args[log.at + 1]) then return refused(keys[5], log.header, version, 'version') end
-  if not version then return {'absent'} end
-  append(log, args[log.at + 2])
-  redis_call('DEL', keys[5])
-  redis_call('SREM', keys[4], entry)
-  redis_call('HDEL', keys[1], entry)
-  return commit(log, log.position, 0)
+  local part, last = the_write, #args
+  part.key, part.header = keys[6], log.header
+  if keys[7] then part.keys = {unpack(keys, 6)} end
+  reply = check_write(log, part, args, at, last, true)
+  if reply then return reply end
+  local result, refusal, header = apply_write(log, part, args, at, last)
+  if not result then return refusal end
+  return commit(log, result, part.outlive, args[at], header)
+end
+
+-- A delete is a part of a call: entry, expected, event, and maybe 'history', keep, age, who. Its keys: the document, its
+-- history where it has one, then the indexes.
+local function check_delete(log, part, args, at)
+  local version, _, _, _, more = look(part.header, log.now)
+  part.version, part.more = version, more
+  if not meets(part.version, args[at + 1]) then return refused(part.key, part.header, part.version, 'version') end
+end
+
+local function apply_delete(log, part, args, at, last)
+  if not part.version then return '' end
+  local entry, from = args[at], 2
+  if last > at + 2 then
+    part.begins, from = true, 3
+    remember(log, part, part.keys[2], args, at, args[at + 4], args[at + 5], args[at + 6])
+  end
+  append(log, args[at + 2])
+  if part.remembered then part.remembered(log.position) end
+  redis_call('DEL', part.key)
+  local member = match(log.keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
+  for i = from, #part.keys do redis_call('ZREM', part.keys[i], member) end
+  redis_call('SREM', log.keys[4], entry)
+  redis_call('HDEL', log.keys[1], entry)
+  return log.position
 end
 
 -- state_read: a document with the log's position of the same moment
@@ -146,10 +390,158 @@ end
 local function state_read(keys, args)
   local epoch, offset, into, header = read_meta(keys[1], args[1])
   if into then return {'merged', into} end
-  local version = look(header, milliseconds())
-  return {'ok', epoch or '', offset, version and header or '', version and redis_call('HGETALL', keys[2]) or {}}
+  local now = milliseconds()
+  local version, _, _, _, more = look(header, now)
+  if not version then return {'ok', epoch or '', offset, '', {}} end
+  local held = redis_call('HGETALL', keys[2])
+  local nearest = more ~= '' and match(more, ' next=(%d+)')
+  if nearest and tonumber(nearest) <= now then held = unexpired(held, now) end
+  return {'ok', epoch, offset, header, held}
+end
+
+-- Parts of a call, by name: check(log, part, args, at, last, alone) gives a refusal or nil; apply(log, part, args, at, last)
+-- gives the result, nothing, and the new header of its entry. args[at] is the entry, or ''.
+local parts = {
+  write = {check = check_write, apply = apply_write},
+  delete = {check = check_delete, apply = apply_delete},
+  expect = {
+    check = function(log, part, args, at)
+      local version = look(part.header, log.now)
+      if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
+    end,
+    apply = function() return '' end,
+  },
+}
+
+-- change: several parts, all or nothing
+-- keys: the log's five, then those of each part
+-- arguments: (open), number of parts, and of each: name, number of keys, number of arguments, arguments
+-- reply: "<length>:<result>" of each part, one after the other | {"part", its index, refusal ...} | {"done", ...}
+local function change(keys, args)
+  local at = args[1] + 3
+  local log, reply = open(keys, args, false, args[at + 4])
+  if not log then return reply end
+  local count, list, key = tonumber(args[at]), {}, 6
+  at = at + 1
+  for n = 1, count do
+    local part, key_count = {name = args[at], at = at + 3, last = at + 2 + args[at + 2]}, tonumber(args[at + 1])
+    part.key, part.keys, part.header = keys[key], {unpack(keys, key, key + key_count - 1)}, log.header
+    if count > 1 then part.header = redis_call('HGET', keys[1], args[part.at]) end
+    list[n], key, at = part, key + key_count, part.last + 1
+  end
+  for n, part in ipairs(list) do
+    reply = parts[part.name].check(log, part, args, part.at, part.last, false)
+    if reply then return {'part', text(n - 1), unpack(reply)} end
+  end
+  local results, before, fields = {}, log.offset, {}
+  for n, part in ipairs(list) do
+    local result, _, header = parts[part.name].apply(log, part, args, part.at, part.last)
+    results[n] = format('%d:', #result) .. result
+    if header then fields[#fields + 1], fields[#fields + 2] = args[part.at], header end
+    if part.outlive and part.outlive ~= 0 then outlives(log, part.outlive) end
+  end
+  local result = concat(results)
+  if log.offset == before then return result end  -- nothing has changed
+  log.fields = fields
+  return commit(log, result, log.outlive)
+end
+
+-- log_due: what of a customer has fallen due
+-- keys: meta, docs   reply: {entry, header ...}
+local function log_due(keys)
+  local now, reply = milliseconds(), {}
+  for _, entry in ipairs(redis_call('SMEMBERS', keys[2])) do
+    local header = redis_call('HGET', keys[1], entry)
+    local deadline, more = match(header or '', '^%d+ %x+ %d+ (%d+) %d+ %S+ %d+(.*)$')
+    local nearest = deadline and tonumber(match(more, ' next=(%d+)'))
+    if deadline and (deadline ~= '0' and tonumber(deadline) <= now or nearest and nearest <= now) then
+      reply[#reply + 1], reply[#reply + 2] = entry, header
+      if #reply >= 200 then break end
+    end
+  end
+  return reply
+end
+
+-- When the sweeper is to look at this customer again.
+local function reschedule(keys, now)
+  local member, nearest = match(keys[1], '}:(.+):meta$'), nil
+  local life = redis_call('PEXPIRETIME', keys[1])
+  if life == -2 then return redis_call('ZREM', keys[5], member) end
+  for _, entry in ipairs(redis_call('SMEMBERS', keys[4])) do
+    local header = redis_call('HGET', keys[1], entry)
+    if header then
+      local deadline, more = match(header, '^%d+ %x+ %d+ (%d+) %d+ %S+ %d+(.*)$')
+      local next_ = tonumber(match(more, ' next=(%d+)'))
+      deadline = deadline ~= '0' and tonumber(deadline)
+      if deadline and (not nearest or deadline < nearest) then nearest = deadline end
+      if next_ and (not nearest or next_ < nearest) then nearest = next_ end
+    end
+  end
+  if nearest and nearest < now then nearest = now end
+  redis_call('ZADD', keys[5], nearest and text(nearest) or life == -1 and '+inf' or text(life), member)
+end
+
+-- log_expire: ends what has fallen due, with events, and says when the sweeper is to come again
+-- keys: the log's five, then those of each entry   arguments: 0, '', and of each entry: entry, own keys, indexes that hold it
+-- reply: number of events   Doing it twice is doing it once: what has ended has no header any more.
+local function log_expire(keys, args)
+  local log = open(keys, args, true)
+  local key, before, fields = 6, log.offset, {}
+  for at = 3, #args, 3 do
+    local entry, own, indexes = args[at], tonumber(args[at + 1]), tonumber(args[at + 2])
+    local header = redis_call('HGET', keys[1], entry)
+    local version, _, _, _, more = look(header, log.now)
+    if header and not version then
+      append(log, begin_event(entry, header, 'expired'))
+      for i = key, key + own - 1 do redis_call('DEL', keys[i]) end
+      local member = match(keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
+      for i = key + own, key + own + indexes - 1 do redis_call('ZREM', keys[i], member) end
+      redis_call('SREM', keys[4], entry)
+      redis_call('HDEL', keys[1], entry)
+    elseif version then
+      local nearest = tonumber(match(more, ' next=(%d+)'))
+      if nearest and nearest <= log.now then
+        local purge_ = collection_kinds[match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')] or purge
+        local offset = log.offset
+        nearest = purge_(log, keys[key], entry, header, keys[key + 1])
+        header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
+        if log.offset > offset then header = gsub(header, '^%d+ %x+', log.position) end
+        fields[#fields + 1], fields[#fields + 2] = entry, header
+      end
+    end
+    key = key + own + indexes
+  end
+  if #fields > 0 then
+    log.fields = fields
+    commit(log, '', 0)
+  elseif log.offset > before then
+    commit(log, '', 0)
+  end
+  reschedule(keys, log.now)
+  return log.offset - before
+end
+
+-- agenda_take: customers whom the sweeper is to look at now; nobody else gets them for `lease`
+-- keys: agenda   arguments: lease in ms, most   reply: {member ...}
+local function agenda_take(keys, args)
+  local now = milliseconds()
+  local due = redis_call('ZRANGE', keys[1], '-inf', text(now), 'BYSCORE', 'LIMIT', 0, args[2])
+  for _, member in ipairs(due) do redis_call('ZADD', keys[1], text(now + args[1]), member) end
+  return due
+end
+
+-- agenda_page: customers of a partition   keys: agenda   arguments: cursor   reply: {next cursor, member ...}
+local function agenda_page(keys, args)
+  local found = redis_call('ZSCAN', keys[1], args[1], 'COUNT', 1000)
+  local reply = {found[1]}
+  for i = 1, #found[2], 2 do reply[#reply + 1] = found[2][i] end
+  return reply
 end
 
 define('state_write', state_write)
-define('state_delete', state_delete)
 define('state_read', state_read, READS)
+define('change', change)
+define('log_due', log_due, READS)
+define('log_expire', log_expire)
+define('agenda_take', agenda_take)
+define('agenda_page', agenda_page, READS)

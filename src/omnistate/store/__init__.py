@@ -8,6 +8,7 @@ from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
 from omnistate.store._inbox import Inbox
 from omnistate.store._keys import (
+    PARTITIONS,
     Keyspace,
     LogKeys,
     OwnOperationId,
@@ -35,6 +36,7 @@ from omnistate.store._url import Endpoint, parse_url
 __all__ = [
     "LONGEST_LOG",
     "MAX_PAGE",
+    "PARTITIONS",
     "Argument",
     "Command",
     "EmbeddedServer",

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from omnistate.errors import DataDirectoryInUse, DataDirectoryTooNew, DataDirectoryUnusable
 
-FORMAT = 1
+FORMAT = 2  # 2: customers share the hash tags of 256 partitions
 _FORMAT_FILE, _LOCK_FILE = "omnistate.json", "lock"
 _LONGEST_SOCKET = 100  # bytes of a unix socket's path; systems allow 104 to 108
 _ORPHAN_PATIENCE = 3.0  # seconds for the server of a killed process to be gone
@@ -141,6 +141,11 @@ def _check_format(path: Path) -> None:
         raise DataDirectoryTooNew(
             f"{path} has format {found}, this omnistate reads up to {FORMAT}: upgrade omnistate, or choose another "
             "data_dir. Nothing was touched"
+        )
+    if found < FORMAT:
+        raise DataDirectoryUnusable(
+            f"{path} was written by omnistate 0.1, whose keys were spelled otherwise: move it away and choose a new one, or "
+            "go on with omnistate 0.1. Nothing was touched"
         )
 
 

@@ -1,8 +1,15 @@
 """How keys are spelled: the only module that knows.
 
-    omni:<tenant>:{c.<customer>}:<what>        everything of one customer, in one cluster slot
-    omni:<tenant>:{q.<queue>}:<what>           a queue
-    omni:<tenant>:{i.<digest>}:identity        which customer an identity points to
+    omni:<tenant>:{<partition>}:c.<customer>:<what>    everything of one customer, in one cluster slot
+    omni:<tenant>:{<partition>}:q.<queue>:<what>       a queue
+    omni:<tenant>:{<partition>}:t.<collection>:<what>  what belongs to the tenant itself
+    omni:<tenant>:{<partition>}:agenda                 the partition's customers, by when they are to be looked at
+    omni:<tenant>:{<partition>}:index:<name>           the partition's part of an index
+    omni:<tenant>:{i.<digest>}:identity                which customer an identity points to
+
+A tenant has 256 partitions, each a hash tag, spread evenly over the slots of a cluster. So what is kept about many
+customers (who is there, what falls due, indexes) is in the slot of each of them, and is changed in the call that changes
+the customer; and there are few enough of them to visit all.
 
 Ids come from outside, so every byte that has a meaning in a key, a hash tag, an ACL pattern or a MATCH pattern is
 percent-encoded. What is left is `[A-Za-z0-9_%-]`, so two ids never make one key and no id moves a key to another slot.
@@ -12,8 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
+from binascii import crc_hqx
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Self
 from urllib.parse import quote, unquote
 
@@ -74,10 +85,12 @@ def decode_id(part: str) -> str:
 class LogKeys:
     """The keys of one log and of what is written in one call with it. `topic` is its pub/sub name."""
 
+    name: str
     prefix: bytes
     meta: bytes
     log: bytes
     written: tuple[bytes, ...]  # declared by every write, in this order
+    common: bytes  # what the keys of its partition begin with
 
     @property
     def topic(self) -> bytes:
@@ -88,11 +101,29 @@ class LogKeys:
         """A further key in this slot. The parts are words of ours or already encoded ids."""
         return self.prefix + ":".join(parts).encode()
 
+    def index(self, name: str) -> bytes:
+        """The part of an index that is in this slot."""
+        return self.common + b"index:" + name.encode()
 
-def _log_keys(tenant: str, tag: str) -> LogKeys:
-    prefix = f"omni:{tenant}:{{{tag}}}:".encode()
-    meta, log = prefix + b"meta", prefix + b"log"
-    return LogKeys(prefix, meta, log, (meta, log, prefix + b"older", prefix + b"docs"))
+
+PARTITIONS = 256
+
+
+@cache
+def _partition_tags() -> tuple[str, ...]:
+    """The hash tags of the partitions, in the order of their slots: each has the same share of a cluster's slots."""
+    share = 16384 // PARTITIONS
+    found: dict[int, str] = {}
+    numbers = count()
+    while len(found) < PARTITIONS:
+        tag = str(next(numbers))
+        found.setdefault(crc_hqx(tag.encode(), 0) % 16384 // share, tag)
+    return tuple(found[index] for index in range(PARTITIONS))
+
+
+def partition_of(name: str) -> int:
+    """The partition of a log, by its name in keys."""
+    return zlib.crc32(name.encode()) % PARTITIONS
 
 
 class Keyspace:
@@ -105,10 +136,29 @@ class Keyspace:
         self._identity_secret = identity_secret[:64]
 
     def customer(self, customer: str) -> LogKeys:
-        return _log_keys(self._tenant, "c." + encode_id(customer, "customer id"))
+        return self.log("c." + encode_id(customer, "customer id"))
 
     def queue(self, queue: str) -> LogKeys:
-        return _log_keys(self._tenant, "q." + encode_id(queue, "queue name"))
+        return self.log("q." + encode_id(queue, "queue name"))
+
+    def shared(self, collection: str) -> LogKeys:
+        """The log of a collection that belongs to the tenant."""
+        return self.log("t." + encode_id(collection, "collection name"))
+
+    def log(self, name: str) -> LogKeys:
+        """The log of this name in keys, as `agenda` lists it."""
+        common = self.partition(partition_of(name))
+        prefix = common + name.encode() + b":"
+        meta, log = prefix + b"meta", prefix + b"log"
+        written = (meta, log, prefix + b"older", prefix + b"docs", common + b"agenda")
+        return LogKeys(name, prefix, meta, log, written, common)
+
+    def partition(self, index: int) -> bytes:
+        """What the keys of a partition begin with."""
+        return f"omni:{self._tenant}:{{{_partition_tags()[index]}}}:".encode()
+
+    def agenda(self, index: int) -> bytes:
+        return self.partition(index) + b"agenda"
 
     def identity(self, channel: str, address: str) -> tuple[bytes, str]:
         """The key of an identity, and its digest. Addresses are personal, so only a keyed hash of one is in a name."""

@@ -72,5 +72,4 @@ def read_log(keys: LogKeys, after: Position, *, limit: int = MAX_PAGE) -> Comman
 
 
 def merged_error(keys: LogKeys, into: bytes) -> CustomerMerged:
-    tag = keys.prefix.decode().split("{c.", 1)[-1].split("}", 1)[0]
-    return CustomerMerged(decode_id(tag), into=into.decode())
+    return CustomerMerged(decode_id(keys.name.removeprefix("c.")), into=into.decode())

@@ -3,7 +3,7 @@
 -- Nothing here rolls back: a function checks everything first, then writes. `open` does the checks that are common to
 -- all writes and returns the open log, or nil and the reply to give. `append` and `commit` write what is common.
 --
--- Keys of a log: meta (hash), log (list), older (hash), docs (set).
+-- Keys of a log: meta (hash), log (list), older (hash), docs (set), agenda (sorted set, shared by its partition).
 -- - log: offsets are dense, so the entry of offset o is found by counting from the end of a list.
 -- - meta: 's' is "<epoch> <offset> <older> <due> <keep> <generation>"; 'into' when the customer was merged away; 'turn';
 --   'doc:<entry>' with the header of each document; 'op:<id>' with the result of each operation of this generation. They
@@ -11,6 +11,7 @@
 --   count. `due`: when the time-outs below are looked at again. `keep`: when meta may expire, or -1.
 -- - older: the last generation's operations; meta is renamed to it once a day.
 -- - docs: names the documents, by the fields of their headers.
+-- - agenda: every customer of the partition, by the time at which the sweeper is to look at them, or earlier than that.
 -- A redis.call costs about 0.6 microseconds before it does anything, and each new string about 0.1: what a write costs
 -- is how many there are of them.
 
@@ -75,7 +76,7 @@ local function open(keys, args, merged_too, field)
   if reply then return nil, reply end
   local state = meta[1]
   log.keys, log.args, log.count, log.at, log.now = keys, args, count, count + 3, milliseconds()
-  log.turn, log.header, log.expire = meta[3], meta[4], false
+  log.turn, log.header, log.expire, log.falls_due, log.fields, log.outlive = meta[3], meta[4], false, false, false, 0
   if state then
     local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
     log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = false, epoch, tonumber(offset), older, due, rest
@@ -90,8 +91,18 @@ local function open(keys, args, merged_too, field)
   return log
 end
 
--- A new generation of operation ids. What else is in meta comes along, but for the headers of documents that have expired.
--- `written`: the header that this write is going to set.
+local expire_document  -- of the state slice
+
+local function is_written(log, entry, written)
+  if entry == written then return true end
+  for i = 1, log.fields and #log.fields or 0, 2 do
+    if log.fields[i] == entry then return true end
+  end
+  return false
+end
+
+-- A new generation of operation ids. What else is in meta comes along; documents that have expired end here, but for those
+-- with keys that only the sweeper names. `written`: a header that this write is going to set.
 local function rotate(log, written)
   local meta, older, docs = log.keys[1], log.keys[3], log.keys[4]
   redis_call('RENAME', meta, older)
@@ -101,11 +112,12 @@ local function rotate(log, written)
   redis_call('HDEL', older, 's', 'into', 'turn')
   for _, entry in ipairs(redis_call('SMEMBERS', docs)) do
     local header = redis_call('HGET', older, entry)
-    local deadline = header and match(header, '^%d+ %x+ %d+ (%d+)')
-    if deadline == '0' or deadline and tonumber(deadline) > log.now then
-      redis_call('HSET', meta, entry, header)
-    elseif entry ~= written then
+    if is_written(log, entry, written) then
+      header = false
+    elseif not header then
       redis_call('SREM', docs, entry)
+    elseif not expire_document(log, entry, header) then
+      redis_call('HSET', meta, entry, header)
     end
     redis_call('HDEL', older, entry)
   end
@@ -135,6 +147,16 @@ local function look_after(log, outlive, written)
   log.rest, log.expire = text(keep) .. ' ' .. text(generation), text(keep)
 end
 
+-- The sweeper is to look at this customer at `time` (milliseconds).
+local function falls_due(log, time)
+  if not log.falls_due or time < log.falls_due then log.falls_due = time end
+end
+
+-- The log's epoch must survive `time` (milliseconds; 0: nothing asked, -1: for ever).
+local function outlives(log, time)
+  if time < 0 or log.outlive >= 0 and time > log.outlive then log.outlive = time end
+end
+
 -- Appends `event` (a JSON object without its closing brace) and publishes it. Returns the whole event.
 local function append(log, event)
   local list = log.keys[2]
@@ -150,20 +172,25 @@ local function append(log, event)
 end
 
 -- Ends a write: its result is found again under its operation ids, and `field` of meta, if given, has this value.
--- `outlive`: a time in milliseconds that the log's epoch must survive, 0 for none, -1 for ever.
+-- `log.fields` may hold more of them, as name, value, name, value. `outlive`: as for `outlives`.
 local function commit(log, result, outlive, field, value)
-  local offset, meta, args, count = log.offset, log.keys[1], log.args, log.count
-  if log.now >= tonumber(log.due) or offset % 4096 == 0 then
+  local meta, args, count, fields = log.keys[1], log.args, log.count, log.fields
+  if log.now >= tonumber(log.due) or log.offset % 4096 == 0 then
     look_after(log, outlive, field)
   elseif outlive ~= 0 then
     local keep = tonumber(match(log.rest, '^%-?%d+'))
     if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive, field) end
   end
+  local offset = log.offset
+  if log.falls_due or log.fresh then
+    local time = log.falls_due and text(log.falls_due) or log.expire == '-1' and '+inf' or log.expire
+    redis_call('ZADD', log.keys[5], 'LT', time, match(log.keys[1], '}:(.+):meta$'))
+  end
   local state = format('%s %d %s %s %s', log.epoch, offset, log.older, log.due, log.rest)
   -- A compact hash is searched from end to end. A value of over 64 bytes makes it a table, whatever the server's settings.
   if offset > COMPACT and #state < 65 then state = format('%-65s', state) end
   local record = args[count + 2] .. ':' .. result
-  if count == 1 then
+  if count == 1 and not fields then
     if field then
       redis_call('HSET', meta, 's', state, args[2], record, field, value)
     else
@@ -173,6 +200,7 @@ local function commit(log, result, outlive, field, value)
     local pairs_ = {'s', state}
     for i = 1, count do pairs_[2 * i + 1], pairs_[2 * i + 2] = args[i + 1], record end
     if field then pairs_[2 * count + 3], pairs_[2 * count + 4] = field, value end
+    for i = 1, fields and #fields or 0 do pairs_[#pairs_ + 1] = fields[i] end
     redis_call('HSET', meta, unpack(pairs_))
   end
   local expire = log.expire
@@ -193,7 +221,7 @@ local function read_meta(meta, field)
 end
 
 -- log_open: the position of a log, which exists afterwards
--- keys: the log's four   reply: {"ok", epoch, offset} | {"merged", customer}
+-- keys: the log's five   reply: {"ok", epoch, offset} | {"merged", customer}
 local function log_open(keys)
   local epoch, offset, into = read_meta(keys[1])
   if into then return {'merged', into} end
