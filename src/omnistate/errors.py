@@ -75,6 +75,52 @@ class Conflict(OmnistateError):
         self.position = position
 
 
+class AlreadyThere(Conflict):
+    """There is a value already, and it was to be set only if there is none: read it, or replace it with `put`."""
+
+    code = "already_there"
+
+
+class NotThere(OmnistateError, LookupError):
+    """There is no value at this index: it was removed, or dropped from a list that was full. Read the list again."""
+
+    code = "not_there"
+
+
+class CollectionFull(OmnistateError):
+    """The collection holds as many entries as its `limit` allows: remove some, raise the limit, or use one that drops."""
+
+    code = "collection_full"
+
+
+class QuotaExceeded(OmnistateError):
+    """A customer holds as much as one may: delete what is not needed, or keep large content elsewhere. Nothing changed."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, what: str, *, limit: int) -> None:
+        super().__init__(
+            f"a customer may hold {limit:,} {what}, and this one would hold more: delete what is not needed"
+        )
+        self.what, self.limit = what, limit
+
+
+class OutOfBounds(OmnistateError):
+    """A counter would leave the bounds it was declared with, so it stays as it is: `value` is what it would have been."""
+
+    code = "out_of_bounds"
+
+    def __init__(self, name: str, *, value: int) -> None:
+        super().__init__(f"{name} would be {value:,}, which its bounds do not allow; it was left as it is")
+        self.value = value
+
+
+class LeaseLost(OmnistateError):
+    """The lease on a work item ended and it was given to another worker: stop working on it. Nothing has changed."""
+
+    code = "lease_lost"
+
+
 class SchemaMismatch(OmnistateError):
     """A stored document cannot be read as its class: it was left untouched. Restore the class, or delete the document."""
 

@@ -6,10 +6,11 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from omnistate.collection import Collection, Place, imported_collections, merge_collection, open_collection
 from omnistate.conversation import Conversation, start_conversation
 from omnistate.customer._commands import Identity, read
 from omnistate.customer._flows import (
@@ -36,6 +37,8 @@ from omnistate.store import (
     read_log,
     run,
 )
+
+H = TypeVar("H")
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -66,6 +69,10 @@ class Customer:
     def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
         """The customer's document of this class."""
         return StateHandle(self._services, kind, self._log, self._origin)
+
+    def collection(self, declaration: Collection[H]) -> H:
+        """The customer's collection of this declaration."""
+        return open_collection(declaration, self._place())
 
     async def position(self) -> Position:
         """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
@@ -122,20 +129,22 @@ class Customer:
         if other.id == self.id:
             raise InvalidInput("a customer cannot be merged into itself")
         execute = self._services.link.execute
-        classes = imported_classes()
-        frozen = await run(prepare_merge(self._keyspace, self.id, other.id, classes), execute)
-        documents = await run(read_documents(other._log, frozen), execute)
-        for entry, fields in documents.items():
-            if ":" not in entry:  # what belongs to a conversation stays with it
-                await self._merge_document(classes[entry], other.id, fields)
-        await run(finish_merge(self._keyspace, self.id, other.id, frozen), execute)
+        classes, collections = imported_classes(), imported_collections()
+        frozen = await run(prepare_merge(self._keyspace, self.id, other.id, [*classes, *collections]), execute)
+        own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
+        kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
+        whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
+        for entry, (header, values) in (await run(read_documents(other._log, kinds), execute)).items():
+            if entry in collections:
+                await merge_collection(collections[entry], self._place(), values, whose, entry)
+            else:
+                await self._merge_document(classes[entry], whose, header, values)
+        await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, []), execute)
 
-    async def _merge_document(self, kind: type[State], other_id: str, fields: list[bytes]) -> None:
+    async def _merge_document(self, kind: type[State], whose: str, header: bytes, fields: list[bytes]) -> None:
         schema = schema_of(kind)
-        flat = dict(zip(fields[::2], fields[1::2], strict=True))
-        theirs = schema.decode(schema.join(flat))
-        other = hashlib.blake2b(other_id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        operation_id = OwnOperationId("merge", other, schema.name)
+        theirs = schema.decode(schema.join(dict(zip(fields[::2], fields[1::2], strict=True))))
+        operation_id = OwnOperationId("merge", whose, schema.name)
         handle = self.state(kind)
         merge = getattr(kind, "merge", None)
         if merge is not None:
@@ -145,6 +154,9 @@ class Customer:
             await handle.set(theirs, expect=ABSENT, operation_id=operation_id)
         except Conflict:
             return  # this customer's own document stays
+
+    def _place(self) -> Place:
+        return Place(self._services, self._log, self._origin)
 
     def __repr__(self) -> str:
         return f"<Customer {self.id}>"

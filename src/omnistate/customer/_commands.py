@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
 
+from omnistate.collection import own_keys
 from omnistate.errors import CustomerMerged, InvalidInput
 from omnistate.store import Command, LogKeys, merged_error, opening
 
@@ -81,22 +83,25 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
     return Command("customer_freeze", keys, (*opening(operation_id), into, event, *known), parse, operation_id)
 
 
-def documents(log: LogKeys, names: Sequence[str]) -> Command[list[list[bytes]]]:
-    """The hash fields of a frozen customer's documents."""
-    return Command("customer_documents", (log.meta, *_documents(log, names)), _headers(names), list)
+Stored = tuple[bytes, list[bytes]]  # the header of a document or collection, and what is in it
 
 
-def empty(log: LogKeys, names: Sequence[str]) -> Command[None]:
-    keys = (log.meta, log.written[3], identities_key(log), *_documents(log, names))
-    return Command("customer_empty", keys, _headers(names), lambda _: None)
+def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | None]]:
+    """A frozen customer's documents and collections, given as entry and kind; None where one has expired."""
+    keys = [own_keys(log, kind, entry) for entry, kind in kinds.items()]
+    arguments = [one for entry, own in zip(kinds, keys, strict=True) for one in ("doc:" + entry, len(own))]
+
+    def parse(reply: list[Any]) -> list[Stored | None]:
+        return [(found[0], found[1]) if found else None for found in reply]
+
+    return Command("customer_documents", (log.meta, *chain.from_iterable(keys)), arguments, parse)
 
 
-def _documents(log: LogKeys, names: Sequence[str]) -> list[bytes]:
-    return [log.key("doc", name) for name in names]
-
-
-def _headers(names: Sequence[str]) -> list[str]:
-    return ["doc:" + name for name in names]
+def empty(log: LogKeys, kinds: Mapping[str, str], indexes: Iterable[str]) -> Command[None]:
+    """Removes what moved, also from the indexes of these names."""
+    own = list(chain.from_iterable(own_keys(log, kind, entry) for entry, kind in kinds.items()))
+    keys = (log.meta, log.written[3], identities_key(log), *own, *map(log.index, indexes))
+    return Command("customer_empty", keys, (len(own), *("doc:" + entry for entry in kinds)), lambda _: None)
 
 
 def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:

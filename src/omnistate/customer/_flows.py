@@ -13,10 +13,9 @@ conversations stay where they are, and stay usable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
-from omnistate.customer._commands import Frozen, Identity, claim, documents, empty, freeze, note, point
+from omnistate.customer._commands import Frozen, Identity, Stored, claim, documents, empty, freeze, note, point
 from omnistate.errors import CustomerMerged, IdentityTaken
 from omnistate.state import State, schema_of
 from omnistate.store import Flow, Keyspace, LogKeys, call, new_operation_id, open_log
@@ -53,33 +52,31 @@ def _confirm(keyspace: Keyspace, key: bytes, digest: str, identity: Identity, cu
     return owner
 
 
-MergeDocument = Callable[[type[State], str, list[bytes]], Generator[Any, Any, None]]
-
-
-def prepare_merge(keyspace: Keyspace, survivor: str, other: str, classes: Mapping[str, type[State]]) -> Flow[Frozen]:
+def prepare_merge(keyspace: Keyspace, survivor: str, other: str, known: Collection[str]) -> Flow[Frozen]:
     """Freezes `other`. Everything after this can be repeated. Raises before anything has changed."""
     yield from call(open_log(keyspace.customer(survivor)))
     operation_id = new_operation_id()
-    return (yield from call(freeze(keyspace.customer(other), other, survivor, classes, operation_id=operation_id)))
+    return (yield from call(freeze(keyspace.customer(other), other, survivor, known, operation_id=operation_id)))
 
 
-def read_documents(log: LogKeys, frozen: Frozen) -> Flow[dict[str, list[bytes]]]:
-    """The documents that are there, by index entry: an expired one may still be named in the index."""
-    if not frozen.documents:
+def read_documents(log: LogKeys, kinds: Mapping[str, str]) -> Flow[dict[str, Stored]]:
+    """What is there, by index entry: what has expired may still be named in the index."""
+    if not kinds:
         return {}
-    found = yield from call(documents(log, frozen.documents))
-    return {entry: fields for entry, fields in zip(frozen.documents, found, strict=True) if fields}
+    found = yield from call(documents(log, kinds))
+    return {entry: stored for entry, stored in zip(kinds, found, strict=True) if stored is not None}
 
 
-def finish_merge(keyspace: Keyspace, survivor: str, other: str, frozen: Frozen) -> Flow[None]:
+def finish_merge(
+    keyspace: Keyspace, survivor: str, other: str, frozen: Frozen, kinds: Mapping[str, str], indexes: Iterable[str]
+) -> Flow[None]:
     """Moves the identities and removes what moved."""
     log = keyspace.customer(survivor)
     for digest, identity in frozen.identities.items():
         key, _ = keyspace.identity(identity.channel, identity.address)
         if (yield from call(point(key, other, survivor))):
             yield from call(note(log, digest, identity, operation_id=new_operation_id()))
-    own = [entry for entry in frozen.documents if ":" not in entry]
-    yield from call(empty(keyspace.customer(other), own))
+    yield from call(empty(keyspace.customer(other), kinds, indexes))
 
 
 def imported_classes() -> dict[str, type[State]]:

@@ -56,23 +56,39 @@ local function customer_freeze(keys, args)
   return reply
 end
 
--- customer_documents: documents of a frozen customer
--- keys: meta, documents...   arguments: their entries   reply: {fields of a document...}, none where it has expired
+-- customer_documents: documents and collections of a frozen customer
+-- keys: meta, those of each   arguments: of each: entry, number of its keys
+-- reply: {kind, values...} of each, empty where it has expired
 local function customer_documents(keys, args)
-  local reply, now = {}, milliseconds()
-  for i = 1, #args do
-    local version = look(redis_call('HGET', keys[1], args[i]), now)
-    reply[i] = version and redis_call('HGETALL', keys[i + 1]) or {}
+  local reply, now, key = {}, milliseconds(), 2
+  for at = 1, #args, 2 do
+    local header, own = redis_call('HGET', keys[1], args[at]), {keys[1], unpack(keys, key, key + args[at + 1] - 1)}
+    local version, _, _, _, more = look(header, now)
+    local found = {}
+    if version then
+      local kind = match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+      if readers[kind] then
+        found = readers[kind].all(own, nil, nil, now)
+      else
+        found = redis_call('HGETALL', own[2])
+        if more ~= '' then found = unexpired(found, now) end
+      end
+      found = {header, found}
+    end
+    reply[#reply + 1], key = found, key + args[at + 1]
   end
   return reply
 end
 
 -- customer_empty: the end of a merge: what moved is removed. Doing it twice is doing it once.
--- keys: meta, docs, identities, documents...   arguments: entries of the documents
+-- keys: meta, docs, identities, number of keys to remove..., indexes...   arguments: number of keys to remove, entries
 local function customer_empty(keys, args)
   if not redis_call('HGET', keys[1], 'into') then return {'ok'} end
-  for i = 3, #keys do redis_call('DEL', keys[i]) end
-  for i = 1, #args do
+  local member = match(keys[1], '}:(.+):meta$')
+  redis_call('DEL', keys[3])
+  for i = 4, 3 + args[1] do redis_call('DEL', keys[i]) end
+  for i = 4 + args[1], #keys do redis_call('ZREM', keys[i], member) end
+  for i = 2, #args do
     redis_call('HDEL', keys[1], args[i])
     redis_call('SREM', keys[2], args[i])
   end

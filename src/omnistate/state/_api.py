@@ -92,7 +92,7 @@ def target_of(log: LogKeys, name: str, origin: Origin, owner: tuple[str, str] | 
     document = log.key("doc", entry)
     head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
     if owner is not None:
-        head += b',"owner":' + _json(":".join(owner))
+        head += b',"owner":' + _json(f"{owner[0]}:{encode_id(owner[1])}")
     return Target(log, document, name, head + origin.members(), (*log.written, document), "doc:" + entry)
 
 
@@ -110,7 +110,7 @@ class StateHandle(Generic[AnyState]):
         owner: tuple[str, str] | None = None,
     ) -> None:
         self._services = services
-        self._owner = ":".join(owner) if owner else ""
+        self._owner = f"{owner[0]}:{encode_id(owner[1])}" if owner else ""
         self._schema: Schema[AnyState] = schema_of(kind)
         self._target = target_of(log, self._schema.name, origin, owner)
 
@@ -230,7 +230,7 @@ class StateHandle(Generic[AnyState]):
             Patch({}, step=(name, by, text)),
             b"",
             ids=ids,
-            ttl_ms=self._schema.ttl_ms,
+            schema=self._schema,
             digest=digest,
             tail=tail,
         )
@@ -313,7 +313,7 @@ class StateHandle(Generic[AnyState]):
             event,
             ids=ids,
             expect=_precondition(expect),
-            ttl_ms=self._schema.ttl_ms,
+            schema=self._schema,
             digest=digest,
         )
         return self._written(await self._execute(command)).version

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from omnistate.errors import InvalidValue, OperationIdReused, SchemaMismatch, ValueTooLarge
+from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, SchemaMismatch, ValueTooLarge
 from omnistate.state._model import ANY, Expect, Precondition
-from omnistate.state._schema import CODEC, Flat
-from omnistate.store import Argument, Command, LogKeys, Position, merged_error, opening, spell_operation
+from omnistate.state._schema import CODEC, Flat, Schema
+from omnistate.store import Argument, Command, LogKeys, Position, merged_error, spell_operation
 
 T = TypeVar("T")
 MAX_BYTES = 256 * 1024  # as in functions.lua
@@ -93,7 +93,7 @@ def write(
     *,
     ids: Sequence[str],
     expect: Precondition = ANY,
-    ttl_ms: int = 0,
+    schema: Schema[Any],
     digest: str = "",
     tail: bytes = b"",
     turn: str = "",
@@ -109,12 +109,12 @@ def write(
         *map(spell_operation, ids),
         digest,
         target.entry,
-        _expected(expect),
+        expected(expect),
         turn,
         "replace" if patch.replace else "patch",
-        ttl_ms,
-        0,
-        "json",
+        schema.ttl_ms,
+        schema.lifetime_ms,
+        CODEC,
         1,
         target.head + event,
         tail,
@@ -122,7 +122,7 @@ def write(
         *chain.from_iterable(sets.items()),
         len(drops),
         *drops,
-        *(('step', *patch.step) if patch.step else ()),
+        *(("step", *patch.step) if patch.step else ()),
     ]
 
     def parse(reply: bytes | list[Any]) -> Reply:
@@ -133,6 +133,8 @@ def write(
             return Wait()
         if word == b"large":
             raise ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
+        if word == b"full":
+            raise QuotaExceeded(reply[1].decode(), limit=int(reply[2]))
         if word == b"not_integer":
             raise InvalidValue(f"{target.name}.{reply[1].decode()} is no integer, or the sum is beyond 2^53")
         return _not_written(target, reply)
@@ -150,7 +152,7 @@ def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> 
         return _not_written(target, reply[2:] if reply[0] == b"part" else reply)
 
     event = target.head.replace(b"state.changed", b"state.deleted", 1)
-    part = Part("delete", (target.document,), (target.entry, _expected(expect), event))
+    part = Part("delete", (target.document,), (target.entry, expected(expect), event))
     return change(target.log, [part], [operation_id], parse)
 
 
@@ -175,6 +177,32 @@ def change(
     return Command("change", keys, arguments, parse, ids[0])
 
 
+def parse_change(
+    log: LogKeys,
+    parts: Sequence[Part],
+    operation_id: str,
+    refusal: Callable[[int, list[Any]], Exception],
+    digest: str = "",
+) -> Command[list[bytes]]:
+    """The results of the parts, also when they were applied before. `refusal`: the error for a part that was refused."""
+
+    def parse(reply: bytes | list[Any]) -> list[bytes]:
+        if isinstance(reply, bytes):
+            return split_results(reply)
+        word = reply[0]
+        if word == b"part":
+            if reply[2] == b"full" and reply[3] != b"entries":
+                raise QuotaExceeded(reply[3].decode(), limit=int(reply[4]))
+            raise refusal(int(reply[1]), reply[2:])
+        if word == b"done":
+            return split_results(reply[1])
+        if word == b"reused":
+            raise OperationIdReused(reply[1].decode().removeprefix("op:"))
+        raise merged_error(log, reply[1])
+
+    return change(log, parts, [operation_id], parse, digest)
+
+
 def split_results(reply: bytes) -> list[bytes]:
     """The results of the parts of a call."""
     results = []
@@ -186,7 +214,7 @@ def split_results(reply: bytes) -> list[bytes]:
     return results
 
 
-def _expected(expect: Precondition) -> str:
+def expected(expect: Precondition) -> str:
     return expect.value if isinstance(expect, Expect) else f"{expect.offset} {expect.epoch}"
 
 

@@ -30,7 +30,7 @@ _LONGEST_TTL = timedelta(days=3650)
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class StateMeta(msgspec.StructMeta):
-    """Adds `ttl=`, `name=` and `channels=` to a struct's keywords. No type checker sees them: they are checked here."""
+    """Adds keywords (`ttl=`, `name=` and so on) to a struct's. No type checker sees them: they are checked here."""
 
     def __new__(  # noqa: PYI034 - Self is not allowed in a metaclass
         mcls,
@@ -39,33 +39,51 @@ class StateMeta(msgspec.StructMeta):
         namespace: dict[str, Any],
         *,
         ttl: timedelta | None = None,
+        lifetime: timedelta | None = None,
         name: str | None = None,
         channels: Collection[str] | None = None,
         **options: Any,
     ) -> StateMeta:
         cls = super().__new__(mcls, class_name, bases, namespace, **options)
         if any(isinstance(base, StateMeta) for base in bases):
-            _declare(cls, name or class_name, ttl, channels)
+            _declare(cls, name or class_name, ttl, lifetime, channels)
         return cls
 
 
 class _Declaration:
     """What was said of a class. The schema is made at the first use: a field's type may be declared after the class."""
 
-    __slots__ = ("channels", "name", "schema", "ttl")
+    __slots__ = ("channels", "lifetime", "name", "schema", "ttl")
 
-    def __init__(self, name: str, ttl: timedelta | None, channels: frozenset[str] | None) -> None:
-        self.name, self.ttl, self.channels = name, ttl, channels
+    def __init__(
+        self, name: str, ttl: timedelta | None, lifetime: timedelta | None, channels: frozenset[str] | None
+    ) -> None:
+        self.name, self.ttl, self.lifetime, self.channels = name, ttl, lifetime, channels
         self.schema: Schema[Any] | None = None
 
 
-def _declare(cls: type, name: str, ttl: timedelta | None, channels: Collection[str] | None) -> None:
+def check_name(name: str) -> None:
+    """Raises `InvalidDeclaration` for what cannot name a state or a collection."""
     if not name.isascii() or not name.isidentifier() or len(name) > 64:
-        raise InvalidDeclaration(f"state name {name[:70]!r} must be an ASCII identifier of at most 64 characters")
-    if ttl is not None and not isinstance(ttl, timedelta):
-        raise InvalidDeclaration(f"{name}: ttl must be a timedelta, not {type(ttl).__name__}: ttl=timedelta(days=7)")
-    if ttl is not None and not timedelta(milliseconds=1) <= ttl <= _LONGEST_TTL:
-        raise InvalidDeclaration(f"{name}: ttl must be between 1 ms and {_LONGEST_TTL.days} days")
+        raise InvalidDeclaration(f"the name {name[:70]!r} must be an ASCII identifier of at most 64 characters")
+
+
+def check_life(name: str, ttl: timedelta | None, lifetime: timedelta | None) -> None:
+    """Raises `InvalidDeclaration` for what cannot be the time after the last and after the first write."""
+    given: tuple[tuple[str, object], ...] = (("ttl", ttl), ("lifetime", lifetime))
+    for what, value in given:
+        if value is not None and not isinstance(value, timedelta):
+            kind = type(value).__name__
+            raise InvalidDeclaration(f"{name}: {what} must be a timedelta, not {kind}: {what}=timedelta(days=7)")
+        if value is not None and not timedelta(milliseconds=1) <= value <= _LONGEST_TTL:
+            raise InvalidDeclaration(f"{name}: {what} must be between 1 ms and {_LONGEST_TTL.days} days")
+
+
+def _declare(
+    cls: type, name: str, ttl: timedelta | None, lifetime: timedelta | None, channels: Collection[str] | None
+) -> None:
+    check_name(name)
+    check_life(name, ttl, lifetime)
     struct = cast("type[msgspec.Struct]", cls)
     without = len(struct.__struct_fields__) - len(struct.__struct_defaults__)
     if without > 0:
@@ -76,15 +94,16 @@ def _declare(cls: type, name: str, ttl: timedelta | None, channels: Collection[s
     if isinstance(channels, str):
         raise InvalidDeclaration(f'{name}: channels must be a set of names, not a str: channels={{"{channels}"}}')
     readers = None if channels is None else frozenset(channels)
-    cls.__omnistate__ = _Declaration(name, ttl, readers)  # type: ignore[attr-defined]
+    cls.__omnistate__ = _Declaration(name, ttl, lifetime, readers)  # type: ignore[attr-defined]
 
 
 class State(msgspec.Struct, metaclass=StateMeta):
     """The base of state classes: `class Cart(State, ttl=timedelta(days=7))`.
 
-    Every field needs a default. `ttl` is the time after the last write at which a document is gone; without it, it
-    stays. `channels` are those that may read it through the gateway, by default all; `name` is what it is stored under,
-    by default the class's name. An instance is your private copy: change it freely; a handle's verbs store.
+    Every field needs a default. `ttl` is the time after the last write at which a document is gone, `lifetime` the time
+    after the first one; without them it stays. `channels` are those that may read it through the gateway, by default all;
+    `name` is what it is stored under, by default the class's name. An instance is your private copy: change it freely; a
+    handle's verbs store.
     """
 
     __omnistate__: ClassVar[Any] = None
@@ -100,8 +119,10 @@ def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
         what = kind.__name__ if isinstance(kind, type) else f"a {type(kind).__name__}"
         raise InvalidDeclaration(f"{what} is not a state class: give the class itself, derived from State")
     if declaration.schema is None:
-        milliseconds = 0 if declaration.ttl is None else declaration.ttl // timedelta(milliseconds=1)
-        declaration.schema = Schema(kind, declaration.name, milliseconds)
+        ttl, lifetime = (
+            0 if one is None else one // timedelta(milliseconds=1) for one in (declaration.ttl, declaration.lifetime)
+        )
+        declaration.schema = Schema(kind, declaration.name, ttl, lifetime)
     return cast("Schema[AnyState]", declaration.schema)
 
 

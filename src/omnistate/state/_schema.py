@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -15,7 +17,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Flat = dict[bytes, bytes]  # a document's hash fields
 
 MAX_DEPTH = 64
-CODEC = "json 1"  # what the header says of the values: codec and class version
+CODEC = "json"  # what the header says of how the values are encoded
 
 _encode = msgspec.json.Encoder().encode
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -28,6 +30,7 @@ class Schema(Generic[S]):
     __slots__ = (
         "_counters",
         "_decode",
+        "_has_floats",
         "_is_shallow",
         "_kind",
         "_members",
@@ -35,13 +38,14 @@ class Schema(Generic[S]):
         "compares",
         "fields",
         "known",
+        "lifetime_ms",
         "mappings",
         "name",
         "ttl_ms",
     )
 
-    def __init__(self, kind: type[S], name: str, ttl_ms: int) -> None:
-        self._kind, self.name, self.ttl_ms = kind, name, ttl_ms
+    def __init__(self, kind: type[S], name: str, ttl_ms: int, lifetime_ms: int = 0) -> None:
+        self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, name, ttl_ms, lifetime_ms
         try:
             info = msgspec.inspect.type_info(kind)
             self._decode = msgspec.json.Decoder(kind).decode
@@ -57,6 +61,7 @@ class Schema(Generic[S]):
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
         self._is_shallow = _depth_of(info) <= MAX_DEPTH  # and then no value of the class can be too deep
+        self._has_floats = _may_hold_floats(info)
         self._counters: dict[tuple[str, bool], bytes] = {}
         parts = [
             (field.name, dict[str, Raw] | UnsetType if field.encode_name in self.mappings else Raw | UnsetType, UNSET)
@@ -82,6 +87,8 @@ class Schema(Generic[S]):
             raise InvalidValue(f"{self.name} cannot be stored: {error}") from error
         if not self._is_shallow:
             check_depth(self.name, encoded)
+        if self._has_floats and b"null" in encoded:
+            check_numbers(self.name, value)
         return encoded
 
     def validate(self, encoded: bytes) -> S:
@@ -231,6 +238,8 @@ class Schema(Generic[S]):
         except (TypeError, ValueError) as error:
             raise InvalidValue(f"{self.name} cannot be stored: {error}") from error
         check_depth(self.name, encoded)
+        if self._has_floats and b"null" in encoded:
+            check_numbers(self.name, values)
         return _encode(self._only(self.validate(encoded), values))
 
     def _only(self, value: S, names: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +295,23 @@ def _depth_of(type_: msgspec.inspect.Type, above: tuple[type, ...] = ()) -> floa
     return 1 + max((_depth_of(one, above) for one in inner), default=0)
 
 
+def _may_hold_floats(type_: msgspec.inspect.Type) -> bool:
+    inspect = msgspec.inspect
+    match type_:
+        case inspect.NoneType() | inspect.BoolType() | inspect.IntType() | inspect.StrType() | inspect.BytesType():
+            return False
+        case inspect.DictType():
+            return _may_hold_floats(type_.value_type)
+        case inspect.CollectionType() | inspect.VarTupleType():
+            return _may_hold_floats(type_.item_type)
+        case inspect.UnionType():
+            return any(_may_hold_floats(one) for one in type_.types)
+        case inspect.StructType() if _depth_of(type_) < float("inf"):
+            return any(_may_hold_floats(field.type) for field in type_.fields)
+        case _:
+            return True
+
+
 def _is_exact(type_: msgspec.inspect.Type) -> bool:
     """Whether values that are equal have the same JSON. 1 == True == 1.0, so of these a field may allow one only."""
     inspect = msgspec.inspect
@@ -293,6 +319,24 @@ def _is_exact(type_: msgspec.inspect.Type) -> bool:
         kinds = [one for one in type_.types if not isinstance(one, inspect.NoneType)]
         return len(kinds) == 1 and _is_exact(kinds[0])
     return isinstance(type_, inspect.IntType | inspect.BoolType | inspect.StrType | inspect.BytesType)
+
+
+def check_numbers(what: str, value: object) -> None:
+    """Raises `InvalidValue` for NaN and infinity anywhere in it: JSON has no spelling for them, and null is another value."""
+    for number in _floats(msgspec.to_builtins(value, builtin_types=(bytes,))):
+        if not isfinite(number):
+            raise InvalidValue(f"{what} cannot hold {number}: JSON has no such number; use None where it means unknown")
+
+
+def _floats(value: object) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _floats(one)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for one in value:
+            yield from _floats(one)
 
 
 def _member(field: bytes, part: bytes | list[bytes]) -> bytes:

@@ -143,7 +143,7 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
                 describe(sets, drops),
                 ids=[one.operation_id for one in live],
                 expect=known.version or ABSENT,
-                ttl_ms=schema.ttl_ms,
+                schema=schema,
                 digest=live[0].digest,
                 turn=turn,
             )

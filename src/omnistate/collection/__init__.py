@@ -1,0 +1,56 @@
+"""Collections: maps, lists, sets, sorted sets, counters and work queues, versioned and evented like documents."""
+
+from omnistate.collection._api import (
+    CollectionChange,
+    CollectionHandle,
+    CounterHandle,
+    Item,
+    ListHandle,
+    MapHandle,
+    SetHandle,
+    SortedSetHandle,
+    UniqueCounterHandle,
+    WorkQueueHandle,
+    open_collection,
+)
+from omnistate.collection._commands import Place, own_keys
+from omnistate.collection._merge import merge_collection
+from omnistate.collection._model import (
+    Collection,
+    Counter,
+    List,
+    Map,
+    Set,
+    SortedSet,
+    UniqueCounter,
+    WorkQueue,
+    collections_of,
+    imported_collections,
+)
+
+__all__ = [
+    "Collection",
+    "CollectionChange",
+    "CollectionHandle",
+    "Counter",
+    "CounterHandle",
+    "Item",
+    "List",
+    "ListHandle",
+    "Map",
+    "MapHandle",
+    "Place",
+    "Set",
+    "SetHandle",
+    "SortedSet",
+    "SortedSetHandle",
+    "UniqueCounter",
+    "UniqueCounterHandle",
+    "WorkQueue",
+    "WorkQueueHandle",
+    "collections_of",
+    "imported_collections",
+    "merge_collection",
+    "open_collection",
+    "own_keys",
+]

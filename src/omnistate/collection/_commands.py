@@ -1,0 +1,137 @@
+"""Commands on collections. No IO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from omnistate.collection._model import Collection
+from omnistate.errors import (
+    AlreadyThere,
+    CollectionFull,
+    InvalidValue,
+    LeaseLost,
+    NotThere,
+    OutOfBounds,
+    SchemaMismatch,
+    ValueTooLarge,
+)
+from omnistate.state import ANY, Origin, Part, Precondition, Services, expected, split_results
+from omnistate.store import Argument, Command, LogKeys, Position, encode_id, merged_error
+
+T = TypeVar("T")
+MAX_BYTES = 16 * 1024 * 1024  # as in functions.lua
+_json = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where collections are: whose they are, and who acts."""
+
+    services: Services
+    log: LogKeys
+    origin: Origin
+    owner: tuple[str, str] | None = None
+
+    def entry(self, name: str) -> str:
+        return name if self.owner is None else f"{name}:{self.owner[0]}:{encode_id(self.owner[1])}"
+
+
+def own_keys(log: LogKeys, kind: str, entry: str) -> list[bytes]:
+    """The keys of a collection, or of a document, by its kind and its entry."""
+    parts = {"map": ("due",), "unique": ("other",), "queue": ("ready", "leased")}.get(kind, ())
+    return [log.key("doc", entry), *(log.key("doc", entry, "." + part) for part in parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A reading: the collection's version (None: absent), the log's position, and what was asked for."""
+
+    version: Position | None
+    position: Position
+    values: list[Any]
+
+
+class Target:
+    """A collection of one owner: its keys, and the beginning of its events."""
+
+    __slots__ = ("collection", "entry", "head", "keys", "log")
+
+    def __init__(self, collection: Collection[Any], place: Place) -> None:
+        self.collection, self.log = collection, place.log
+        name = place.entry(collection.name)
+        self.entry = "doc:" + name
+        self.keys = own_keys(place.log, collection.kind, name)
+        self.head = b'{"type":"collection.changed","collection":%b' % _json(collection.name)
+        if place.owner is not None:
+            self.head += b',"owner":' + _json(f"{place.owner[0]}:{encode_id(place.owner[1])}")
+        self.head += place.origin.members()
+
+    def part(
+        self,
+        operation: str,
+        event: bytes,
+        arguments: Sequence[Argument],
+        expect: Precondition = ANY,
+        limit: str | None = None,
+    ) -> Part:
+        """A change of it, as a part of a call. `event` goes into the event as it is."""
+        one = self.collection
+        limit = one.limit_argument if limit is None else limit
+        head = self.head + b',"op":"%b"' % operation.encode() + event
+        fixed = (self.entry, expected(expect), one.ttl_ms, one.lifetime_ms, one.kind, limit, operation, head)
+        return Part("collection", self.keys, (*fixed, *arguments))
+
+    def delete(self, expect: Precondition = ANY) -> Part:
+        event = self.head.replace(b".changed", b".deleted", 1)
+        return Part("erase", self.keys, (self.entry, expected(expect), event))
+
+    def refusal(self, reply: list[Any]) -> Exception:
+        """What a part's refusal means, but for a version that was not the expected one."""
+        name, word = self.collection.name, reply[0]
+        match word:
+            case b"full" if reply[1] == b"entries":
+                return CollectionFull(
+                    f"{name} is full: it holds {int(reply[2]):,} entries. Remove some, or raise its limit"
+                )
+            case b"large":
+                return ValueTooLarge(name, size=int(reply[1]), limit=MAX_BYTES)
+            case b"kind":
+                return SchemaMismatch(
+                    f"{name} is stored as a {reply[1].decode()}, not a {self.collection.kind}: rename it"
+                )
+            case b"not_integer":
+                return InvalidValue(f"what {name} holds there is no integer, or the sum is beyond 2^53")
+            case b"bounds":
+                return OutOfBounds(name, value=int(reply[1]))
+            case b"exists":
+                return AlreadyThere(f"{name} has this key already: read it, or use put to replace its value")
+            case b"absent":
+                return NotThere(f"{name} has no value at this index")
+            case _:
+                return LeaseLost(
+                    f"the lease on this item of {name} ended and it was given to another worker, or it is done"
+                )
+
+    def read(self, what: str, *arguments: Argument) -> Command[Found]:
+        def parse(reply: list[Any]) -> Found:
+            if reply[0] == b"merged":
+                raise merged_error(self.log, reply[1])
+            if reply[0] == b"kind":
+                raise self.refusal(reply)
+            epoch, version = reply[1].decode(), None
+            if reply[3]:
+                offset, of_epoch, _ = reply[3].split(b" ", 2)
+                version = Position(of_epoch.decode(), int(offset))
+            return Found(version, Position(epoch, int(reply[2])), reply[4])
+
+        function = "collection_count" if what == "count" and self.collection.kind == "unique" else "collection_read"
+        return Command(
+            function, (self.log.meta, *self.keys), (self.entry, self.collection.kind, what, *arguments), parse
+        )
+
+
+unpack: Callable[[bytes], list[bytes]] = split_results

@@ -1,0 +1,220 @@
+"""How collections are declared."""
+
+from __future__ import annotations
+
+import weakref
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from omnistate.collection._values import Keys, Values
+from omnistate.errors import InvalidDeclaration
+from omnistate.state import State, check_life, check_name, schema_of
+
+if TYPE_CHECKING:  # the bases below name the handles in strings, which the linter does not look into
+    from omnistate.collection._api import (  # noqa: F401
+        CounterHandle,
+        ListHandle,
+        MapHandle,
+        SetHandle,
+        SortedSetHandle,
+        UniqueCounterHandle,
+        WorkQueueHandle,
+    )
+
+H_co = TypeVar("H_co", covariant=True)
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+MOST_ENTRIES = 1_000_000
+_declared: weakref.WeakSet[Collection[Any]] = weakref.WeakSet()
+
+
+class Collection(Generic[H_co]):
+    """The base of collections. `H_co` is the handle that `customer.collection(...)` gives for it.
+
+    As a field of a state class it is called by the class and the field, and lives as long as the class says:
+    `class Profile(State, ttl=...): viewed = List(str, limit=50)`, `ana.collection(Profile.viewed)`. On its own it needs a
+    `name`. `ttl` is the time after the last write at which it is gone, `lifetime` the time after the first; `limit` the
+    number of entries it may have. `channels` are those that may follow it through the gateway, by default all.
+    """
+
+    kind: ClassVar[str] = ""
+    key_parts: ClassVar[tuple[str, ...]] = ()  # the further keys it has
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        ttl: timedelta | None = None,
+        lifetime: timedelta | None = None,
+        limit: int = 0,
+        channels: frozenset[str] | set[str] | None = None,
+    ) -> None:
+        what = name or type(self).__name__
+        if name is not None:
+            check_name(name)
+        check_life(what, ttl, lifetime)
+        if type(limit) is not int or not 0 <= limit <= MOST_ENTRIES:
+            raise InvalidDeclaration(f"{what}: limit must be a number of entries up to {MOST_ENTRIES:,}")
+        if isinstance(channels, str):
+            raise InvalidDeclaration(f'{what}: channels must be a set of names, not a str: channels={{"{channels}"}}')
+        self._name, self._ttl, self._lifetime = name, ttl, lifetime
+        self._owner: type[State] | None = None
+        self.limit = limit or self.default_limit()
+        self.channels = None if channels is None else frozenset(channels)
+        _declared.add(self)
+
+    def __set_name__(self, owner: type[State], attribute: str) -> None:
+        if self._name is None:
+            self._owner, self._attribute = owner, attribute
+
+    def default_limit(self) -> int:
+        return 10_000
+
+    @property
+    def name(self) -> str:
+        """What it is stored under. Raises `InvalidDeclaration` where it has none."""
+        if self._name is not None:
+            return self._name
+        if self._owner is None:
+            kind = type(self).__name__
+            raise InvalidDeclaration(f'this {kind} has no name: {kind}(..., name="..."), or make it a field of a State')
+        return f"{schema_of(self._owner).name}.{self._attribute}"
+
+    @property
+    def ttl_ms(self) -> int:
+        return self._milliseconds(self._ttl, "ttl_ms")
+
+    @property
+    def lifetime_ms(self) -> int:
+        return self._milliseconds(self._lifetime, "lifetime_ms")
+
+    def _milliseconds(self, own: timedelta | None, of_class: str) -> int:
+        if own is not None:
+            return own // timedelta(milliseconds=1)
+        return 0 if self._owner is None else int(getattr(schema_of(self._owner), of_class))
+
+    @property
+    def limit_argument(self) -> str:
+        return str(self.limit)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name or getattr(self, '_attribute', 'without a name')}>"
+
+
+class OfValues(Collection[H_co], Generic[H_co, T]):
+    """Collections whose values are of one type."""
+
+    def __init__(self, item: type[T], **options: Any) -> None:
+        super().__init__(**options)
+        self._item = item
+        self._values: Values[T] | None = None
+
+    @property
+    def values(self) -> Values[T]:
+        if self._values is None:
+            self._values = Values(self.name, self._item)
+        return self._values
+
+
+class List(OfValues["ListHandle[T]", T], Generic[T]):
+    """An ordered list with a bounded length: what is pushed over its limit makes the other end drop as much.
+
+    `List(str, limit=50)` keeps the 50 newest. The default limit is 10,000.
+    """
+
+    kind = "list"
+
+
+class Set(OfValues["SetHandle[T]", T], Generic[T]):
+    """A set of different values. Adding to a full one raises `CollectionFull`; the default limit is 10,000."""
+
+    kind = "set"
+
+
+class Map(Collection["MapHandle[K, V]"], Generic[K, V]):
+    """Keys and values, each entry with a deadline of its own if you give it one. `Map(str, int, limit=100)`.
+
+    Adding to a full one raises `CollectionFull`; the default limit is 10,000.
+    """
+
+    kind = "map"
+    key_parts = ("due",)
+
+    def __init__(self, key: type[K], value: type[V], **options: Any) -> None:
+        super().__init__(**options)
+        self._key, self._value = key, value
+        self._made: tuple[Keys[K], Values[V]] | None = None
+
+    @property
+    def types(self) -> tuple[Keys[K], Values[V]]:
+        if self._made is None:
+            self._made = Keys(self.name, self._key), Values(self.name, self._value)
+        return self._made
+
+
+class SortedSet(OfValues["SortedSetHandle[T]", T], Generic[T]):
+    """Different members, each with a score (a float): leaderboards, ranges and ranks.
+
+    `keep="highest"` or `"lowest"` says who stays when there are more than `limit`; without it a full one raises
+    `CollectionFull`. The default limit is 10,000.
+    """
+
+    kind = "sorted"
+
+    def __init__(self, member: type[T], *, keep: Literal["highest", "lowest"] | None = None, **options: Any) -> None:
+        super().__init__(member, **options)
+        if keep not in (None, "highest", "lowest"):
+            raise InvalidDeclaration('keep must be "highest" or "lowest": who stays when there are more than `limit`')
+        self.keep = keep
+
+    @property
+    def limit_argument(self) -> str:
+        return f"{self.limit} {self.keep or ''}"
+
+
+class Counter(Collection["CounterHandle"]):
+    """One integer within 2^53. A change that would leave `least` or `most` is refused with `OutOfBounds`."""
+
+    kind = "counter"
+
+    def __init__(self, *, least: int | None = None, most: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        for bound in (least, most):
+            if bound is not None and (type(bound) is not int or abs(bound) >= 2**53):
+                raise InvalidDeclaration("the bounds of a Counter must be integers within 2^53")
+        self.least, self.most = least, most
+
+
+class UniqueCounter(OfValues["UniqueCounterHandle[T]", T], Generic[T]):
+    """How many different values were added, with a standard error of 0.81 %, in 12 KiB (a HyperLogLog)."""
+
+    kind = "unique"
+    key_parts = ("other",)
+
+
+class WorkQueue(OfValues["WorkQueueHandle[T]", T], Generic[T]):
+    """Work for several workers: each item is leased to one of them, in order, until it is done or the lease ends.
+
+    A worker that dies loses its lease, and the item goes to the next one: at least once. The default limit is 10,000.
+    """
+
+    kind = "queue"
+    key_parts = ("ready", "leased")
+
+
+def collections_of(kind: type[State]) -> list[Collection[Any]]:
+    """The collections that are fields of a state class."""
+    found = (getattr(kind, name, None) for name in dir(kind) if not name.startswith("__"))
+    return [one for one in found if isinstance(one, Collection)]
+
+
+def imported_collections() -> dict[str, Collection[Any]]:
+    """The collections of this process by name, those without one left out."""
+    found = {}
+    for one in list(_declared):
+        try:
+            found[one.name] = one
+        except InvalidDeclaration:
+            continue
+    return found

@@ -1,0 +1,87 @@
+"""The values in a collection: typed, as JSON."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep, ValueTooLarge
+from omnistate.state import check_depth, check_numbers
+
+T = TypeVar("T")
+MAX_VALUE_BYTES = 64 * 1024
+_encoder = msgspec.json.Encoder(order="sorted")  # equal values have equal JSON: sets compare bytes
+
+
+class Values(Generic[T]):
+    """Encodes and checks the values of one type."""
+
+    __slots__ = ("_decode", "_type", "name")
+
+    def __init__(self, name: str, type_: type[T]) -> None:
+        self.name, self._type = name, type_
+        try:
+            self._decode = msgspec.json.Decoder(type_).decode
+        except (TypeError, NameError) as error:
+            raise InvalidDeclaration(f"collection {name}: its type cannot be used: {error}") from error
+
+    def encode(self, value: T) -> bytes:
+        """The value as JSON. Raises `InvalidValue`, `ValueTooDeep`, `ValueTooLarge`."""
+        try:
+            encoded = _encoder.encode(value)
+            self._decode(encoded)
+        except RecursionError:
+            raise ValueTooDeep(self.name, limit=64) from None
+        except (msgspec.MsgspecError, TypeError, ValueError, UnicodeEncodeError) as error:
+            raise InvalidValue(f"{self.name} cannot hold this: {error}") from error
+        if b"null" in encoded:
+            check_numbers(self.name, value)
+        check_depth(self.name, encoded)
+        if len(encoded) > MAX_VALUE_BYTES:
+            raise ValueTooLarge(f"a value of {self.name}", size=len(encoded), limit=MAX_VALUE_BYTES)
+        return encoded
+
+    def decode(self, encoded: bytes) -> T:
+        """The stored value. Raises `SchemaMismatch` when it no longer fits the type."""
+        try:
+            return self._decode(encoded)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _mismatch(self.name, error) from error
+
+
+class Keys(Generic[T]):
+    """Spells the keys of a map, which JSON writes as strings."""
+
+    __slots__ = ("_is_text", "_type", "name")
+
+    def __init__(self, name: str, type_: type[T]) -> None:
+        self.name, self._type, self._is_text = name, type_, type_ is str
+        try:
+            msgspec.json.Decoder(dict[type_, None])  # type: ignore[valid-type]
+        except TypeError as error:
+            raise InvalidDeclaration(f"collection {name}: its keys' type cannot be used: {error}") from error
+
+    def encode(self, key: T) -> bytes:
+        if self._is_text and not isinstance(key, str):
+            raise InvalidValue(f"a key of {self.name} must be a str, not {type(key).__name__}")
+        try:
+            text: str = next(iter(msgspec.json.decode(_encoder.encode({key: None}))))
+            spelled = text.encode()
+            if not self._is_text:
+                self.decode(spelled)
+        except (msgspec.MsgspecError, TypeError, ValueError, UnicodeEncodeError) as error:
+            raise InvalidValue(f"{self.name} cannot have this key: {error}") from error
+        if not 0 < len(spelled) <= 1024:
+            raise InvalidValue(f"a key of {self.name} must have 1 to 1,024 bytes, not {len(spelled):,}")
+        return spelled
+
+    def decode(self, spelled: bytes) -> T:
+        try:
+            return msgspec.convert(spelled.decode(), self._type, strict=False)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _mismatch(self.name, error) from error
+
+
+def _mismatch(name: str, error: Exception) -> SchemaMismatch:
+    return SchemaMismatch(f"a stored value of {name} cannot be read as its type: {error}")
