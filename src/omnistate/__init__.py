@@ -15,7 +15,7 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Conversation, Message, Owner, Queue, Status, Waiting
-from omnistate.customer import Customer, Event, Identity
+from omnistate.customer import Customer, Event, Identity, Outcome, Transaction, Updated
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -106,6 +106,7 @@ __all__ = [
     "OperationIdReused",
     "OutOfBounds",
     "OutOfMemory",
+    "Outcome",
     "Overloaded",
     "Owner",
     "OwnershipLost",
@@ -127,7 +128,9 @@ __all__ = [
     "Status",
     "StoreError",
     "StoreUnavailable",
+    "Transaction",
     "UniqueCounter",
+    "Updated",
     "ValueTooDeep",
     "ValueTooLarge",
     "Waiting",

@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 import omnistate
 from omnistate import State
 from omnistate.state import schema_of
-from omnistate.state._commands import describe
+from omnistate.state._commands import Patch, describe
 from omnistate.state._events import apply_event, decode_event
 from shop import Cart, Profile
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
-LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
 NESTED = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4))
 
 
@@ -89,7 +95,7 @@ def test_a_readers_copy_follows_by_events_alone(before: Everything, after: Every
     schema = schema_of(Everything)
     old, new = schema.split(schema.encode(before)), schema.split(schema.encode(after))
     sets, drops = schema.diff(old, new)
-    event = b'{"type":"state.changed","state":"Everything"' + describe(sets, drops) + b',"time":1}'
+    event = b'{"type":"state.changed","state":"Everything"' + describe(Patch(sets, drops)) + b',"time":1}'
     assert apply_event(old, decode_event(event)) == new
 
 

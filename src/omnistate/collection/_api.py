@@ -148,7 +148,7 @@ class CollectionHandle(Generic[C, R]):
         command = parse_change(
             self._target.log, [part], operation_id or new_operation_id(), lambda _, reply: self._refused(reply), digest
         )
-        return judge((await self._place.services.link.execute(command))[0])
+        return judge((await self._place.services.link.execute(command)).results[0])
 
     def _refused(self, reply: list[Any]) -> Exception:
         if reply[0] == b"conflict":

@@ -1,6 +1,7 @@
 """Customers and their identities."""
 
-from omnistate.customer._api import Customer, Event, identify
+from omnistate.customer._api import Customer, Event, Updated, identify
 from omnistate.customer._commands import Identity
+from omnistate.customer._transaction import DocumentChanges, Outcome, Transaction
 
-__all__ = ["Customer", "Event", "Identity", "identify"]
+__all__ = ["Customer", "DocumentChanges", "Event", "Identity", "Outcome", "Transaction", "Updated", "identify"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from omnistate.customer._flows import (
     prepare_merge,
     read_documents,
 )
+from omnistate.customer._transaction import Transaction, update_several
 from omnistate.errors import Conflict, InvalidInput
 from omnistate.session import Session, start_session
 from omnistate.state import ABSENT, AnyState, Origin, Services, State, StateHandle, schema_of
@@ -39,6 +40,7 @@ from omnistate.store import (
 )
 
 H = TypeVar("H")
+R = TypeVar("R")
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -47,6 +49,19 @@ class Event(msgspec.Struct, frozen=True):
     position: Position
     type: str
     data: dict[str, Any]
+
+
+class Updated(Generic[R]):
+    """What `customer.update` returns: what the function returned, and the log's position after it.
+
+    `position` is None where nothing was changed. `repeated`: this operation id had been applied before; nothing was
+    written now and `result` is None.
+    """
+
+    __slots__ = ("position", "repeated", "result")
+
+    def __init__(self, result: R, position: Position | None, repeated: bool) -> None:
+        self.result, self.position, self.repeated = result, position, repeated
 
 
 class Customer:
@@ -73,6 +88,26 @@ class Customer:
     def collection(self, declaration: Collection[H]) -> H:
         """The customer's collection of this declaration."""
         return open_collection(declaration, self._place())
+
+    def transaction(self, *, operation_id: str | None = None) -> Transaction:
+        """`async with ana.transaction() as tx:` - several changes, all or none of them. See `Transaction`."""
+        return Transaction(self._place(), operation_id)
+
+    async def update(
+        self, function: Callable[..., R], /, *kinds: type[State], operation_id: str | None = None
+    ) -> Updated[R | None]:
+        """Runs `function(*values)` on the customer's documents of these classes and stores what it changed in all of them.
+
+        `await ana.update(check_out, Cart, Order)`: all or nothing, and nobody's update is lost. The function may run again
+        when another writer was first. Its own errors are raised here and nothing is stored. Two round trips; raises
+        `Conflict` after 100 lost races.
+        """
+        if not kinds:
+            raise InvalidInput(
+                "update takes the classes whose values the function gets: ana.update(check_out, Cart, Order)"
+            )
+        result, transaction = await update_several(self._place(), function, kinds, operation_id)
+        return Updated(None if transaction.repeated else result, transaction.position, transaction.repeated)
 
     async def position(self) -> Position:
         """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
@@ -134,14 +169,14 @@ class Customer:
         own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
         kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
         whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        for entry, (header, values) in (await run(read_documents(other._log, kinds), execute)).items():
+        for entry, (_, values) in (await run(read_documents(other._log, kinds), execute)).items():
             if entry in collections:
                 await merge_collection(collections[entry], self._place(), values, whose, entry)
             else:
-                await self._merge_document(classes[entry], whose, header, values)
+                await self._merge_document(classes[entry], whose, values)
         await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, []), execute)
 
-    async def _merge_document(self, kind: type[State], whose: str, header: bytes, fields: list[bytes]) -> None:
+    async def _merge_document(self, kind: type[State], whose: str, fields: list[bytes]) -> None:
         schema = schema_of(kind)
         theirs = schema.decode(schema.join(dict(zip(fields[::2], fields[1::2], strict=True))))
         operation_id = OwnOperationId("merge", whose, schema.name)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from omnistate.errors import SessionExpired
+from omnistate.state import Part
 from omnistate.store import Command, LogKeys, opening
 
 _json = msgspec.json.Encoder().encode
@@ -49,3 +50,9 @@ def end(log: LogKeys, session_id: str, reason: str, *, operation_id: str) -> Com
         lambda reply: reply[0] != b"absent",
         operation_id,
     )
+
+
+def session_part(name: str, log: LogKeys, session_id: str, reason: str) -> Part:
+    """To expect, touch or end a session as a part of a call that changes several things."""
+    event = b'{"type":"session.ended","session":%b,"reason":%b' % (_json(session_id), _json(reason))
+    return Part(name, (session_key(log, session_id),), ("", event))

@@ -38,6 +38,24 @@ local function session_end(keys, args)
   return commit(log, channel, 0)
 end
 
+-- As parts of a call. keys: session   arguments: '', event of an end   refusal: {"session_absent"}
+
+local function check_session(log, part)
+  local deadline = redis_call('HGET', part.key, 'deadline')
+  if not deadline or tonumber(deadline) <= log.now then return {'session_absent'} end
+end
+
+parts.session_expect = {check = check_session, apply = function() return '' end}
+parts.session_touch = {check = check_session, apply = function(_, part) return session_touch(part.keys)[2] end}
+parts.session_end = {
+  check = check_session,
+  apply = function(log, part, args, at)
+    append(log, args[at + 1])
+    redis_call('DEL', part.key)
+    return ''
+  end,
+}
+
 define('session_start', session_start)
 define('session_touch', session_touch)
 define('session_end', session_end)

@@ -1,7 +1,23 @@
 """Documents: typed, versioned, patched field by field."""
 
-from omnistate.state._api import Origin, Services, StateHandle
-from omnistate.state._commands import MAX_BYTES, Part, change, expected, parse_change, split_results
+from omnistate.state._api import Origin, Services, StateHandle, precondition_of
+from omnistate.state._commands import (
+    MAX_BYTES,
+    Changed,
+    Part,
+    Patch,
+    Target,
+    change,
+    delete_part,
+    expect_part,
+    expected,
+    parse_change,
+    parse_version,
+    split_results,
+    sums_of,
+    write_part,
+    write_refusal,
+)
 from omnistate.state._events import StateEvent, decode_event
 from omnistate.state._model import (
     ABSENT,
@@ -17,7 +33,7 @@ from omnistate.state._model import (
     readers_of,
     schema_of,
 )
-from omnistate.state._schema import Schema, check_depth, check_numbers
+from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 
 __all__ = [
     "ABSENT",
@@ -25,8 +41,11 @@ __all__ = [
     "MAX_BYTES",
     "AnyState",
     "Change",
+    "Changed",
+    "Flat",
     "Origin",
     "Part",
+    "Patch",
     "Precondition",
     "Schema",
     "Services",
@@ -34,6 +53,7 @@ __all__ = [
     "State",
     "StateEvent",
     "StateHandle",
+    "Target",
     "Written",
     "change",
     "check_depth",
@@ -41,9 +61,16 @@ __all__ = [
     "check_name",
     "check_numbers",
     "decode_event",
+    "delete_part",
+    "expect_part",
     "expected",
     "parse_change",
+    "parse_version",
+    "precondition_of",
     "readers_of",
     "schema_of",
     "split_results",
+    "sums_of",
+    "write_part",
+    "write_refusal",
 ]

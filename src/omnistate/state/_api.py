@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidInput, InvalidValue
+from omnistate.errors import Conflict, InvalidInput
 from omnistate.state._commands import (
     Done,
     Held,
@@ -22,7 +22,6 @@ from omnistate.state._commands import (
     Target,
     Wait,
     delete,
-    describe,
     read,
     write,
 )
@@ -50,7 +49,6 @@ from omnistate.store import (
 P = ParamSpec("P")
 R = TypeVar("R")
 _MOST_TURNS = 1000
-_MOST_SUM = 2**53 - 1  # as in functions.lua
 _json = msgspec.json.Encoder().encode
 
 
@@ -99,7 +97,7 @@ def target_of(log: LogKeys, name: str, origin: Origin, owner: tuple[str, str] | 
 class StateHandle(Generic[AnyState]):
     """One document of one owner. Building it costs nothing; each verb says what it costs."""
 
-    __slots__ = ("_owner", "_schema", "_services", "_target")
+    __slots__ = ("_owner", "_services", "schema", "target")
 
     def __init__(
         self,
@@ -111,11 +109,11 @@ class StateHandle(Generic[AnyState]):
     ) -> None:
         self._services = services
         self._owner = f"{owner[0]}:{encode_id(owner[1])}" if owner else ""
-        self._schema: Schema[AnyState] = schema_of(kind)
-        self._target = target_of(log, self._schema.name, origin, owner)
+        self.schema: Schema[AnyState] = schema_of(kind)
+        self.target = target_of(log, self.schema.name, origin, owner)
 
     def __repr__(self) -> str:
-        return f"<StateHandle {self._target.document.decode()}>"
+        return f"<StateHandle {self.target.document.decode()}>"
 
     async def get(self) -> AnyState:
         """The value now; the class's default where nothing was written. One round trip."""
@@ -124,7 +122,7 @@ class StateHandle(Generic[AnyState]):
     async def read(self) -> Snapshot[AnyState]:
         """The value with its version and the log's position of the same moment. One round trip."""
         held, position = await self._read()
-        return Snapshot(self._schema, self._schema.join(held.flat), held.version, position)
+        return Snapshot(self.schema, self.schema.join(held.flat), held.version, position)
 
     async def update(
         self,
@@ -140,7 +138,7 @@ class StateHandle(Generic[AnyState]):
         `InvalidValue`, `ValueTooLarge`. Usually one round trip: it starts from the document as this process saw it last.
         """
         call = Call(lambda value: function(value, *args, **kwargs), new_operation_id())
-        return cast("Written[AnyState, R]", await self._services.combiner.update(self._schema, self._target, call))
+        return cast("Written[AnyState, R]", await self._services.combiner.update(self.schema, self.target, call))
 
     async def update_once(
         self,
@@ -156,12 +154,10 @@ class StateHandle(Generic[AnyState]):
         changed something. Raises `OperationIdReused` when the function or its arguments differ from the first call's.
         """
         check_operation_id(operation_id)
-        said = (self._target.document, getattr(function, "__qualname__", ""), args, kwargs)
+        said = (self.target.document, getattr(function, "__qualname__", ""), args, kwargs)
         digest = hashlib.blake2b(_json_of(said), digest_size=8).hexdigest()
         call = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
-        return cast(
-            "Written[AnyState, R | None]", await self._services.combiner.update(self._schema, self._target, call)
-        )
+        return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, call))
 
     async def set(
         self,
@@ -174,66 +170,51 @@ class StateHandle(Generic[AnyState]):
 
         `expect`: `ANY`, `ABSENT`, or the snapshot that must still be the present one. Raises `Conflict` otherwise.
         """
-        encoded = self._schema.encode(value)
-        self._schema.validate(encoded)
-        flat = self._schema.split(encoded)
-        digest = _digest(operation_id, b"set", self._target.document, encoded)
-        return await self._write(
-            Patch(flat, replace=True), describe(flat, (), replace=True), expect, operation_id, digest=digest
-        )
+        encoded = self.schema.encode(value)
+        self.schema.validate(encoded)
+        flat = self.schema.split(encoded)
+        digest = _digest(operation_id, b"set", self.target.document, encoded)
+        return await self._write(Patch(flat, replace=True), expect, operation_id, digest=digest)
 
     async def delete(self, *, expect: Precondition | Snapshot[Any] = ANY, operation_id: str | None = None) -> bool:
         """Removes the document; false when there was none. One round trip. Raises `Conflict`."""
         if operation_id is not None:
             check_operation_id(operation_id)
-        command = delete(self._target, operation_id=operation_id or new_operation_id(), expect=_precondition(expect))
+        command = delete(self.target, operation_id=operation_id or new_operation_id(), expect=precondition_of(expect))
         reply: Reply | None = await self._services.link.execute(command)
-        self._services.combiner.seen.forget(self._target.document)
+        self._services.combiner.seen.forget(self.target.document)
         if isinstance(reply, Refused):
             raise self._conflict(reply)
         return reply is not None
 
     async def patch(self, **fields: Any) -> Position:
         """Sets these fields and leaves the others, without reading. Never conflicts. One round trip."""
-        flat = self._schema.plain(fields)
-        return await self._write(Patch(flat), describe(flat, ()))
+        flat = self.schema.plain(fields)
+        return await self._write(Patch(flat))
 
     async def put(self, field: str, key: Any, value: Any) -> Position:
         """Sets one entry of a mapping field, without reading. Never conflicts. One round trip."""
-        name, encoded = self._schema.entry(field, key, value)
+        name, encoded = self.schema.entry(field, key, value)
         flat = {name: encoded}
-        return await self._write(Patch(flat), describe(flat, ()))
+        return await self._write(Patch(flat))
 
     async def remove(self, field: str, key: Any) -> Position:
         """Removes one entry of a mapping field; it need not be there. Never conflicts. One round trip."""
-        drops = [self._schema.entry_name(field, key)]
-        return await self._write(Patch({}, drops), describe({}, drops))
+        drops = [self.schema.entry_name(field, key)]
+        return await self._write(Patch({}, drops))
 
     async def increment(self, field: str, key: Any = None, *, by: int = 1, operation_id: str | None = None) -> int:
         """Adds to an integer field, or to an entry of a mapping of integers; returns the sum. One round trip.
 
         What is absent counts as 0. Never conflicts. Raises `InvalidValue` beyond 2^53.
         """
-        name = self._schema.counter(field, key)
-        if type(by) is not int or not -_MOST_SUM <= by <= _MOST_SUM:
-            raise InvalidValue(f"cannot add {by!r} to {self._schema.name}.{field}: it must be an int within 2^53")
-        mapped, _, entry = name.partition(b":")
-        text, tail = b',"set":{"' + name + b'":', b"}"
-        if key is not None:
-            text, tail = b',"put":{"' + mapped + b'":{' + _json(entry.decode()) + b":", b"}}"
+        name = self.schema.counter(field, key)
+        self.schema.check_step(field, by)
         digest = (
-            "" if operation_id is None else _digest(operation_id, b"increment", self._target.document, name, b"%d" % by)
+            "" if operation_id is None else _digest(operation_id, b"increment", self.target.document, name, b"%d" % by)
         )
         ids = [operation_id or new_operation_id()]
-        command = write(
-            self._target,
-            Patch({}, step=(name, by, text)),
-            b"",
-            ids=ids,
-            schema=self._schema,
-            digest=digest,
-            tail=tail,
-        )
+        command = write(self.schema, self.target, Patch({}, steps=[(name, by)]), ids=ids, digest=digest)
         return self._written(await self._execute(command)).sum
 
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
@@ -246,14 +227,14 @@ class StateHandle(Generic[AnyState]):
         if after is not None and not isinstance(after, Position):
             raise InvalidInput("after must be a Position: that of a snapshot or a change, or Position.parse(text)")
         inbox = Inbox()
-        leave = await self._services.feed.join(self._target.log, inbox)
+        leave = await self._services.feed.join(self.target.log, inbox)
         try:
             change, flat = await self._catch_up(after)
             if change is not None:
                 yield change
             position = change.position if change is not None else cast("Position", after)
             while True:
-                entries = await inbox.take(self._services.link, self._target.log, position)
+                entries = await inbox.take(self._services.link, self.target.log, position)
                 position = Position(position.epoch, entries[-1].offset)
                 patches = [entry for entry in entries if self._concerns(entry)]
                 if patches:
@@ -267,9 +248,9 @@ class StateHandle(Generic[AnyState]):
         link = self._services.link
         if after is None:
             held, position = await self._read()
-            return Change(self._schema, self._schema.join(held.flat), held.version, position, ()), held.flat
-        found: Read = await link.execute(read(self._target))
-        page: Page = await link.execute(read_log(self._target.log, after, limit=LONGEST_LOG))
+            return Change(self.schema, self.schema.join(held.flat), held.version, position, ()), held.flat
+        found: Read = await link.execute(read(self.target))
+        page: Page = await link.execute(read_log(self.target.log, after, limit=LONGEST_LOG))
         entries = [entry for entry in page.entries if self._concerns(entry)]
         flat = found.held.flat
         for entry in entries:
@@ -283,39 +264,30 @@ class StateHandle(Generic[AnyState]):
         if b'"state.' not in entry.event[:20]:
             return False
         event = decode_event(entry.event)
-        return event.state == self._target.name and event.owner == self._owner
+        return event.state == self.target.name and event.owner == self._owner
 
     def _change(self, flat: Flat, entries: list[Entry], position: Position) -> Change[AnyState]:
         deleted = decode_event(entries[-1].event).type == "state.deleted"
         version = None if deleted else Position(position.epoch, entries[-1].offset)
-        return Change(self._schema, self._schema.join(flat), version, position, tuple(entry.event for entry in entries))
+        return Change(self.schema, self.schema.join(flat), version, position, tuple(entry.event for entry in entries))
 
     async def _read(self) -> tuple[Held, Position]:
-        found: Read = await self._services.link.execute(read(self._target))
+        found: Read = await self._services.link.execute(read(self.target))
         if found.position.epoch:
             return found.held, found.position
         # Nothing was ever written for this customer: make the log, so that it can be watched from here.
-        return found.held, await self._services.link.execute(open_log(self._target.log))
+        return found.held, await self._services.link.execute(open_log(self.target.log))
 
     async def _write(
         self,
         patch: Patch,
-        event: bytes,
         expect: Precondition | Snapshot[Any] = ANY,
         operation_id: str | None = None,
         *,
         digest: str = "",
     ) -> Position:
         ids = [operation_id or new_operation_id()]
-        command = write(
-            self._target,
-            patch,
-            event,
-            ids=ids,
-            expect=_precondition(expect),
-            schema=self._schema,
-            digest=digest,
-        )
+        command = write(self.schema, self.target, patch, ids=ids, expect=precondition_of(expect), digest=digest)
         return self._written(await self._execute(command)).version
 
     async def _execute(self, command: Command[Reply]) -> Reply:
@@ -325,10 +297,10 @@ class StateHandle(Generic[AnyState]):
             if not isinstance(reply, Wait):
                 return reply
             await asyncio.sleep(random.random() * 0.002)
-        raise Conflict(f"{self._target.name} is written by too many others: call again, or write to it less often")
+        raise Conflict(f"{self.target.name} is written by too many others: call again, or write to it less often")
 
     def _written(self, reply: Reply) -> Stored:
-        self._services.combiner.seen.forget(self._target.document)
+        self._services.combiner.seen.forget(self.target.document)
         if isinstance(reply, Stored):
             return reply
         if isinstance(reply, Refused):
@@ -341,10 +313,10 @@ class StateHandle(Generic[AnyState]):
     def _conflict(self, reply: Refused) -> Conflict:
         version = reply.held.version
         now = "does not exist" if version is None else f"is at version {version.offset}"
-        return Conflict(f"{self._target.name} {now}, not what was expected: read it again and decide", position=version)
+        return Conflict(f"{self.target.name} {now}, not what was expected: read it again and decide", position=version)
 
 
-def _precondition(expect: Precondition | Snapshot[Any]) -> Precondition:
+def precondition_of(expect: Precondition | Snapshot[Any]) -> Precondition:
     if isinstance(expect, Snapshot):
         return expect.precondition
     if not isinstance(expect, Position | Expect):

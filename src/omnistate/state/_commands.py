@@ -69,11 +69,11 @@ Reply = Stored | Refused | Done | Wait
 
 
 class Patch(msgspec.Struct, frozen=True):
-    """What a write changes. A step adds to an integer: hash field, amount, text of the event before the sum."""
+    """What a write changes: hash fields to set and to drop, and what to add to integers, each as field and amount."""
 
     sets: Flat
     drops: Sequence[bytes] = ()
-    step: tuple[bytes, int, bytes] | tuple[()] = ()
+    steps: Sequence[tuple[bytes, int]] = ()
     replace: bool = False
 
 
@@ -87,27 +87,41 @@ def read(target: Target) -> Command[Read]:
 
 
 def write(
+    schema: Schema[Any],
     target: Target,
     patch: Patch,
-    event: bytes,
     *,
     ids: Sequence[str],
     expect: Precondition = ANY,
-    schema: Schema[Any],
     digest: str = "",
-    tail: bytes = b"",
     turn: str = "",
 ) -> Command[Reply]:
-    """`event` follows the target's head; `tail` follows the sum of a step. `turn` asks for the next turn if refused."""
-    if len(patch.sets) + len(patch.drops) > MAX_FIELDS:
+    """One write of one document. `turn` asks for the next turn if it is refused."""
+    arguments = [len(ids), *map(spell_operation, ids), digest, *_write_arguments(schema, target, patch, expect, turn)]
+
+    def parse(reply: bytes | list[Any]) -> Reply:
+        if isinstance(reply, bytes):
+            return _stored(reply)
+        word = reply[0]
+        if word == b"wait":
+            return Wait()
+        if word in (b"large", b"full", b"not_integer"):
+            raise write_refusal(target, reply)
+        return _not_written(target, reply)
+
+    return Command("state_write", target.keys, arguments, parse, ids[0])
+
+
+def _write_arguments(
+    schema: Schema[Any], target: Target, patch: Patch, expect: Precondition, turn: str = ""
+) -> list[Argument]:
+    sets, drops = patch.sets, patch.drops
+    if len(sets) + len(drops) + len(patch.steps) > MAX_FIELDS:
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    sets, drops = patch.sets, patch.drops
+    event, *after = describe(patch).split(_HOLE)
     arguments: list[Argument] = [
-        len(ids),
-        *map(spell_operation, ids),
-        digest,
         target.entry,
         expected(expect),
         turn,
@@ -117,29 +131,36 @@ def write(
         CODEC,
         1,
         target.head + event,
-        tail,
+        after[-1] if after else b"",
         2 * len(sets),
         *chain.from_iterable(sets.items()),
         len(drops),
         *drops,
-        *(("step", *patch.step) if patch.step else ()),
     ]
+    for (field, amount), between in zip(patch.steps, (b"", *after), strict=False):
+        arguments += ("step", field, amount, between)
+    return arguments
 
-    def parse(reply: bytes | list[Any]) -> Reply:
-        if isinstance(reply, bytes):
-            return _stored(reply)
-        word = reply[0]
-        if word == b"wait":
-            return Wait()
-        if word == b"large":
-            raise ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
-        if word == b"full":
-            raise QuotaExceeded(reply[1].decode(), limit=int(reply[2]))
-        if word == b"not_integer":
-            raise InvalidValue(f"{target.name}.{reply[1].decode()} is no integer, or the sum is beyond 2^53")
-        return _not_written(target, reply)
 
-    return Command("state_write", target.keys, arguments, parse, ids[0])
+def write_part(schema: Schema[Any], target: Target, patch: Patch, expect: Precondition = ANY) -> Part:
+    """A write as a part of a call that changes several things."""
+    return Part("write", (target.document,), _write_arguments(schema, target, patch, expect))
+
+
+def expect_part(target: Target, expect: Precondition) -> Part:
+    """That a document is as it was, as a part of a call."""
+    return Part("expect", (), (target.entry, expected(expect)))
+
+
+def write_refusal(target: Target, reply: list[Any]) -> Exception:
+    """What the refusal of a write means, but for a version that was not the expected one."""
+    match reply[0]:
+        case b"large":
+            return ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
+        case b"full":
+            return QuotaExceeded(reply[1].decode(), limit=int(reply[2]))
+        case _:
+            return InvalidValue(f"{target.name}.{reply[1].decode()} is no integer, or the sum is beyond 2^53")
 
 
 def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> Command[Reply | None]:
@@ -147,13 +168,16 @@ def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> 
 
     def parse(reply: bytes | list[Any]) -> Reply | None:
         if isinstance(reply, bytes):
-            (result,) = split_results(reply)
-            return _stored(result) if result else None
+            position = split_results(reply)[-1]
+            return _stored(position) if position else None
         return _not_written(target, reply[2:] if reply[0] == b"part" else reply)
 
+    return change(target.log, [delete_part(target, expect)], [operation_id], parse)
+
+
+def delete_part(target: Target, expect: Precondition = ANY) -> Part:
     event = target.head.replace(b"state.changed", b"state.deleted", 1)
-    part = Part("delete", (target.document,), (target.entry, expected(expect), event))
-    return change(target.log, [part], [operation_id], parse)
+    return Part("delete", (target.document,), (target.entry, expected(expect), event))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,24 +207,37 @@ def parse_change(
     operation_id: str,
     refusal: Callable[[int, list[Any]], Exception],
     digest: str = "",
-) -> Command[list[bytes]]:
-    """The results of the parts, also when they were applied before. `refusal`: the error for a part that was refused."""
+) -> Command[Changed]:
+    """What came of the parts, also when they were applied before. `refusal`: the error for a part that was refused."""
 
-    def parse(reply: bytes | list[Any]) -> list[bytes]:
+    def parse(reply: bytes | list[Any]) -> Changed:
         if isinstance(reply, bytes):
-            return split_results(reply)
+            return _changed(reply)
         word = reply[0]
         if word == b"part":
             if reply[2] == b"full" and reply[3] != b"entries":
                 raise QuotaExceeded(reply[3].decode(), limit=int(reply[4]))
             raise refusal(int(reply[1]), reply[2:])
         if word == b"done":
-            return split_results(reply[1])
+            return _changed(reply[1], repeated=True)
         if word == b"reused":
             raise OperationIdReused(reply[1].decode().removeprefix("op:"))
         raise merged_error(log, reply[1])
 
     return change(log, parts, [operation_id], parse, digest)
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """What came of a call: a result for each part, and the position of the last, None if nothing has changed."""
+
+    results: list[bytes]
+    position: Position | None
+    repeated: bool = False
+
+
+def _changed(reply: bytes, *, repeated: bool = False) -> Changed:
+    *results, last = split_results(reply)
+    return Changed(results, parse_version(last) if last else None, repeated)
 
 
 def split_results(reply: bytes) -> list[bytes]:
@@ -218,10 +255,19 @@ def expected(expect: Precondition) -> str:
     return expect.value if isinstance(expect, Expect) else f"{expect.offset} {expect.epoch}"
 
 
+def parse_version(text: bytes) -> Position:
+    """A position as the server spells it: "<offset> <epoch>"."""
+    offset, _, epoch = text.partition(b" ")
+    return Position(epoch.decode(), int(offset))
+
+
+def sums_of(result: bytes) -> list[int]:
+    """The sums of a write's steps."""
+    return [int(one) for one in result.partition(b"\n")[2].split()]
+
+
 def _stored(reply: bytes) -> Stored:
-    version, _, total = reply.partition(b"\n")
-    offset, _, epoch = version.partition(b" ")
-    return Stored(Position(epoch.decode(), int(offset)), int(total or 0))
+    return Stored(parse_version(reply.partition(b"\n")[0]), (sums_of(reply) or [0])[0])
 
 
 def _last_result(result: bytes) -> bytes:
@@ -250,27 +296,31 @@ def _held(header: bytes, fields: list[bytes]) -> Held:
 
 
 _json = msgspec.json.Encoder().encode
+_HOLE = b"\0"  # where the server writes a sum: JSON never holds this byte
 
 
-def describe(sets: Flat, drops: Sequence[bytes], *, replace: bool = False) -> bytes:
+def describe(patch: Patch) -> bytes:
     """A patch as members of an event: `set` and `unset` whole fields, `put` and `drop` entries of mapping fields."""
     whole: list[bytes] = []
     unset: list[bytes] = []
     puts: dict[bytes, list[bytes]] = {}
     gone: dict[bytes, list[bytes]] = {}
-    for name, value in sets.items():
+    changes = patch.sets.items()
+    if patch.steps:
+        changes = (*changes, *((field, _HOLE) for field, _ in patch.steps))  # type: ignore[assignment]
+    for name, value in changes:
         field, entry, key = name.partition(b":")
         if entry:
             puts.setdefault(field, []).append(_json(key.decode()) + b":" + value)
         else:
             whole.append(b'"' + field + b'":' + value)
-    for name in drops:
+    for name in patch.drops:
         field, entry, key = name.partition(b":")
         if entry:
             gone.setdefault(field, []).append(_json(key.decode()))
         else:
             unset.append(b'"' + field + b'"')
-    members = b',"replace":true' if replace else b""
+    members = b',"replace":true' if patch.replace else b""
     if whole:
         members += b',"set":{' + b",".join(whole) + b"}"
     if unset:

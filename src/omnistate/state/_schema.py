@@ -18,6 +18,7 @@ Flat = dict[bytes, bytes]  # a document's hash fields
 
 MAX_DEPTH = 64
 CODEC = "json"  # what the header says of how the values are encoded
+_MOST_SUM = 2**53 - 1  # as in functions.lua
 
 _encode = msgspec.json.Encoder().encode
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -223,6 +224,11 @@ class Schema(Generic[S]):
         if keys == msgspec.inspect.StrType():
             self._counters[name, True] = field + b":"
         return self.entry(name, key, 0)[0]
+
+    def check_step(self, name: str, by: int) -> None:
+        """Raises `InvalidValue` for what cannot be added to an integer on the server."""
+        if type(by) is not int or not -_MOST_SUM <= by <= _MOST_SUM:
+            raise InvalidValue(f"cannot add {by!r} to {self.name}.{name}: it must be an int within 2^53")
 
     def _mapping(self, name: str) -> msgspec.inspect.Field:
         field = self.field(name)

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue
-from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, describe, read, write
+from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, read, write
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
 from omnistate.store import Command, Flow, Pause, Position, call, new_operation_id, run
@@ -138,12 +138,11 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
         live = [one for one in waiting if one.error is None]
         reply = yield from call(
             write(
+                schema,
                 target,
                 Patch(sets, drops),
-                describe(sets, drops),
                 ids=[one.operation_id for one in live],
                 expect=known.version or ABSENT,
-                schema=schema,
                 digest=live[0].digest,
                 turn=turn,
             )

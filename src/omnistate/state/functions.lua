@@ -416,7 +416,8 @@ local parts = {
 -- change: several parts, all or nothing
 -- keys: the log's five, then those of each part
 -- arguments: (open), number of parts, and of each: name, number of keys, number of arguments, arguments
--- reply: "<length>:<result>" of each part, one after the other | {"part", its index, refusal ...} | {"done", ...}
+-- reply: "<length>:<result>" of each part and of the position, '' if nothing has changed, one after the other
+--   | {"part", its index, refusal ...} | {"done", ...}
 local function change(keys, args)
   local at = args[1] + 3
   local log, reply = open(keys, args, false, args[at + 4])
@@ -440,10 +441,9 @@ local function change(keys, args)
     if header then fields[#fields + 1], fields[#fields + 2] = args[part.at], header end
     if part.outlive and part.outlive ~= 0 then outlives(log, part.outlive) end
   end
-  local result = concat(results)
-  if log.offset == before then return result end  -- nothing has changed
+  if log.offset == before then return concat(results) .. '0:' end
   log.fields = fields
-  return commit(log, result, log.outlive)
+  return commit(log, concat(results) .. format('%d:', #log.position) .. log.position, log.outlive)
 end
 
 -- log_due: what of a customer has fallen due

@@ -97,6 +97,11 @@ class LogKeys:
         """Sharded pub/sub names and keys are spaces of their own, and hash to slots alike: one spelling serves both."""
         return self.log
 
+    @property
+    def id(self) -> str:
+        """Whose log it is."""
+        return decode_id(self.name.partition(".")[2])
+
     def key(self, *parts: str) -> bytes:
         """A further key in this slot. The parts are words of ours or already encoded ids."""
         return self.prefix + ":".join(parts).encode()

@@ -7,7 +7,7 @@ from typing import Any
 
 from omnistate.errors import CustomerMerged, PositionLost
 from omnistate.store._command import Argument, Command
-from omnistate.store._keys import LogKeys, decode_id
+from omnistate.store._keys import LogKeys
 from omnistate.store._position import Position
 
 LONGEST_LOG = (
@@ -72,4 +72,4 @@ def read_log(keys: LogKeys, after: Position, *, limit: int = MAX_PAGE) -> Comman
 
 
 def merged_error(keys: LogKeys, into: bytes) -> CustomerMerged:
-    return CustomerMerged(decode_id(keys.name.removeprefix("c.")), into=into.decode())
+    return CustomerMerged(keys.id, into=into.decode())

@@ -1,0 +1,244 @@
+"""Several changes of one customer: all of them or none, in one call."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+import omnistate
+from omnistate import ABSENT, Client
+from shop import Cart, Profile
+
+
+class Wallet(omnistate.State):
+    balance: int = 0
+    spent: dict[str, int] = {}
+
+
+ORDERS = omnistate.List(str, name="orders", limit=100)
+POINTS = omnistate.Counter(name="points", least=0)
+STOCK = omnistate.Counter(name="stock", least=0)
+
+
+async def test_everything_in_a_block_is_applied_at_once(omni: Client) -> None:
+    ana = omni.customer("ana").via("web", actor="ana")
+    await ana.state(Wallet).patch(balance=10)
+    before = await ana.position()
+    async with ana.transaction() as tx:
+        tx.state(Cart).put("items", "cup", 2)
+        tx.state(Cart).patch(note="gift")
+        visits = tx.state(Cart).increment("visits", by=3)
+        balance = tx.state(Wallet).increment("balance", by=-4)
+        spent = tx.state(Wallet).increment("spent", "cups", by=4)
+        length = tx.collection(ORDERS).append("order-1")
+        points = tx.collection(POINTS).add(7)
+        assert await ana.position() == before  # nothing is sent before the end
+    assert (visits.value, balance.value, spent.value, await length, await points) == (3, 6, 4, 1, 7)
+    assert await ana.state(Cart).get() == Cart(items={"cup": 2}, note="gift", visits=3)
+    assert await ana.state(Wallet).get() == Wallet(balance=6, spent={"cups": 4})
+    assert await ana.collection(ORDERS).all() == ["order-1"]
+    assert tx.position == await ana.position()
+    assert tx.position is not None
+    assert tx.position.offset == before.offset + 4
+    events = [event async for event in _until(ana, before, 4)]
+    assert [event.type for event in events] == ["state.changed"] * 2 + ["collection.changed"] * 2
+    assert events[0].data["set"] == {"note": "gift", "visits": 3}
+    assert events[0].data["put"] == {"items": {"cup": 2}}
+    assert {event.data["actor"] for event in events} == {"ana"}
+
+
+async def _until(customer: omnistate.Customer, after: omnistate.Position, count: int):  # type: ignore[no-untyped-def]
+    async for event in customer.events(after=after):
+        yield event
+        count -= 1
+        if not count:
+            return
+
+
+@pytest.mark.parametrize("culprit", ["sum", "bounds", "size", "version", "absent", "session", "full"])
+async def test_nothing_is_applied_when_one_part_is_refused(omni: Client, culprit: str) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Wallet).patch(balance=2**53 - 1)
+    await ana.state(Profile).patch(name="Ana")
+    tags = omnistate.Set(str, name="tags", limit=1)
+    await ana.collection(tags).add("x")
+    session = await ana.start_session("web")
+    await session.end()
+    stale = await ana.state(Profile).read()
+    await ana.state(Profile).patch(name="Anna")
+    before = await ana.position()
+    errors = {"sum": omnistate.InvalidValue, "bounds": omnistate.OutOfBounds, "size": omnistate.ValueTooLarge,
+              "version": omnistate.Conflict, "absent": omnistate.Conflict, "session": omnistate.SessionExpired,
+              "full": omnistate.CollectionFull}  # fmt: skip
+    with pytest.raises(errors[culprit]):
+        async with ana.transaction() as tx:
+            tx.state(Cart).put("items", "cup", 1)
+            tx.collection(ORDERS).append("order")
+            if culprit == "sum":
+                tx.state(Wallet).increment("balance")
+            elif culprit == "bounds":
+                tx.collection(POINTS).add(-1)
+            elif culprit == "size":
+                tx.state(Profile).patch(name="x" * 300_000)
+            elif culprit == "version":
+                tx.state(Profile).expect(stale)
+            elif culprit == "absent":
+                tx.state(Profile).expect(ABSENT)
+            elif culprit == "session":
+                tx.require(session)
+            else:
+                tx.collection(tags).add("y")
+    assert await ana.position() == before
+    assert not (await ana.state(Cart).read()).exists
+    assert await ana.collection(ORDERS).all() == []
+    with pytest.raises(omnistate.InvalidInput):
+        _ = tx.collection(ORDERS).append("late")
+
+
+async def test_an_error_in_the_block_leaves_everything_as_it_was(omni: Client) -> None:
+    ana = omni.customer("ana")
+    with pytest.raises(ZeroDivisionError):
+        async with ana.transaction() as tx:
+            tx.state(Cart).patch(note="never")
+            _ = 1 // 0
+    assert not (await ana.state(Cart).read()).exists
+
+
+async def test_what_was_read_inside_must_still_be_so(omni: Client) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Wallet).patch(balance=10)
+    with pytest.raises(omnistate.Conflict):
+        async with ana.transaction() as tx:
+            wallet = await tx.get(Wallet)
+            await ana.state(Wallet).increment("balance", by=-10)
+            wallet.balance -= 8
+            tx.save(wallet)
+            tx.state(Cart).patch(note="paid")
+    assert (await ana.state(Wallet).get()).balance == 0
+    async with ana.transaction() as tx:
+        assert (await tx.get(Wallet)).balance == 0  # only read, and still a precondition
+        tx.state(Cart).patch(note="nothing left")
+    assert (await ana.state(Cart).get()).note == "nothing left"
+
+
+async def test_an_operation_id_makes_a_repeated_transaction_harmless(omni: Client) -> None:
+    ana = omni.customer("ana")
+    for turn in range(2):
+        async with ana.transaction(operation_id="order-17") as tx:
+            total = tx.collection(POINTS).add(5)
+            visits = tx.state(Cart).increment("visits")
+        assert (await total, await visits, tx.repeated) == (5, 1, turn == 1)
+    with pytest.raises(omnistate.OperationIdReused):
+        async with ana.transaction(operation_id="order-17") as tx:
+            tx.collection(POINTS).add(6)
+    assert await ana.collection(POINTS).get() == 5
+
+
+async def test_a_session_is_touched_and_ended_with_the_rest(omni: Client) -> None:
+    ana = omni.customer("ana")
+    session = await ana.start_session("web", idle=timedelta(minutes=5))
+    async with ana.transaction() as tx:
+        tx.touch(session)
+        tx.state(Cart).patch(note="x")
+    async with ana.transaction() as tx:
+        tx.end(session, reason="checked out")
+        tx.state(Cart).delete()
+    assert not (await ana.state(Cart).read()).exists
+    with pytest.raises(omnistate.SessionExpired):
+        await session.touch()
+    ben = await omni.customer("ben").start_session("web")
+    with pytest.raises(omnistate.InvalidInput, match="another customer"):
+        async with ana.transaction() as tx:
+            tx.require(ben)
+    with pytest.raises(omnistate.InvalidInput, match="another customer"):
+        async with ana.transaction() as tx:
+            tx.state(omni.customer("ben").state(Cart)).patch(note="x")
+
+
+async def test_a_change_of_several_states_runs_again_until_nobody_interferes(omni: Client) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Wallet).patch(balance=60)
+
+    def buy(cart: Cart, wallet: Wallet) -> int:
+        cart.add("cup")
+        wallet.balance -= 1
+        wallet.spent["cup"] = wallet.spent.get("cup", 0) + 1
+        return wallet.balance
+
+    async def noise() -> None:
+        for _ in range(20):
+            await ana.state(Wallet).update(lambda wallet: setattr(wallet, "balance", wallet.balance + 1))
+
+    done = await asyncio.gather(*(ana.update(buy, Cart, Wallet) for _ in range(20)), noise())
+    wallet, cart = await ana.state(Wallet).get(), await ana.state(Cart).get()
+    assert wallet.balance == 60
+    assert wallet.spent["cup"] == cart.items["cup"] == 20
+    assert len({one.position.offset for one in done[:-1] if one and one.position}) == 20
+
+
+async def test_an_update_of_several_states_under_an_operation_id_runs_once(omni: Client) -> None:
+    ana = omni.customer("ana")
+
+    def buy(cart: Cart, wallet: Wallet) -> None:
+        cart.add("cup")
+        wallet.balance -= 1
+
+    first = await ana.update(buy, Cart, Wallet, operation_id="once")
+    assert not first.repeated
+    again = await ana.update(buy, Cart, Wallet, operation_id="once")
+    assert again.repeated
+    assert (await ana.state(Wallet).get()).balance == -1
+
+
+async def test_fields_that_are_set_and_counted_in_one_transaction_end_as_written(omni: Client) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Cart).patch(note="old", visits=9)
+    async with ana.transaction() as tx:
+        cart = tx.state(Cart)
+        cart.patch(visits=1)
+        sum_ = cart.increment("visits", by=4)
+        cart.put("items", "a", 1)
+        cart.remove("items", "a")
+        cart.remove("items", "b")
+        cart.put("items", "b", 2)
+        other = cart.increment("items", "b", by=5)
+    assert (sum_.value, other.value) == (5, 7)
+    assert await ana.state(Cart).get() == Cart(items={"b": 7}, note="old", visits=5)
+    async with ana.transaction() as tx:
+        tx.state(Cart).set(Cart(note="new"))
+        fresh = tx.state(Cart).increment("visits")
+    assert fresh.value == 1
+    assert await ana.state(Cart).get() == Cart(note="new", visits=1)
+
+
+async def test_a_result_is_there_only_after_the_block(omni: Client) -> None:
+    async with omni.customer("ana").transaction() as tx:
+        total = tx.collection(POINTS).add(1)
+        with pytest.raises(omnistate.InvalidInput):
+            await total
+        with pytest.raises(omnistate.InvalidInput, match="once"):
+            tx.collection(POINTS).add(1)
+    assert await total == 1
+
+
+async def test_watchers_see_each_document_at_its_version(omni: Client) -> None:
+    ana = omni.customer("ana")
+    seen: list[int] = []
+
+    async def watch() -> None:
+        async for change in ana.state(Wallet).watch():
+            seen.append(change.value.balance)
+            if change.value.balance == 3:
+                return
+
+    task = asyncio.create_task(watch())
+    while not seen:
+        await asyncio.sleep(0.001)
+    for balance in (1, 2, 3):
+        async with ana.transaction() as tx:
+            tx.state(Cart).patch(note=str(balance))
+            tx.state(Wallet).patch(balance=balance)
+    await asyncio.wait_for(task, 5)
+    assert seen == [0, 1, 2, 3]
