@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
+from omnistate.collection import Collection, Place, open_collection
 from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, identify
 from omnistate.errors import InvalidInput, NotConnected, OmnistateError
+from omnistate.ops import Sweeper
 from omnistate.session import Session, session_of_token
 from omnistate.state import Origin, Services
 from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
+H = TypeVar("H")
 
 
 class Client:
@@ -34,6 +38,7 @@ class Client:
         durability: Literal["balanced", "safe"],
         timeout: timedelta,
         identity_secret: bytes,
+        sweep: bool | None,
     ) -> None:
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
         if url is not None and data_dir is not None:
@@ -41,6 +46,8 @@ class Client:
         self._endpoint = parse_url(url) if url is not None else None
         self._data_dir, self._durability, self._timeout = data_dir, durability, timeout
         self._keyspace = Keyspace(tenant, identity_secret=identity_secret)
+        self._sweeps = url is None if sweep is None else sweep
+        self._sweeping: asyncio.Task[None] | None = None
         self._server: EmbeddedServer | None = None
         self._services: Services | None = None
 
@@ -59,6 +66,8 @@ class Client:
             await self._stop_server()
             raise
         self._services = Services(link)
+        if self._sweeps:
+            self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
         return self
 
     async def __aexit__(
@@ -68,6 +77,10 @@ class Client:
 
     async def close(self) -> None:
         """Ends the connections, and the embedded server if there is one. Calls that are under way fail."""
+        sweeping, self._sweeping = self._sweeping, None
+        if sweeping is not None:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
         services, self._services = self._services, None
         if services is not None:
             await services.close()
@@ -102,6 +115,20 @@ class Client:
         """The customer of this id. No round trip; raises `InvalidId`."""
         return Customer(self.services, self._keyspace, customer_id, _NO_ORIGIN)
 
+    def collection(self, declaration: Collection[H]) -> H:
+        """A collection of the tenant itself: a leaderboard, a work queue of all customers. No round trip.
+
+        It has a log and a cluster slot of its own.
+        """
+        return open_collection(declaration, Place(self.services, self._keyspace.shared(declaration.name), _NO_ORIGIN))
+
+    async def sweep(self) -> int:
+        """Ends what has expired by now, with events; returns their number. At least 256 small calls.
+
+        A client of the embedded server and `omnistate serve` do this by themselves every second.
+        """
+        return await Sweeper(self.services, self._keyspace).sweep()
+
     async def identify(self, channel: str, address: str) -> Customer:
         """The customer who is known by `address` on `channel`; a new one the first time.
 
@@ -131,6 +158,7 @@ def connect(
     durability: Literal["balanced", "safe"] = "balanced",
     timeout: timedelta = timedelta(seconds=5),
     identity_secret: bytes = b"",
+    sweep: bool | None = None,
 ) -> Client:
     """A client, to be used as `async with omnistate.connect() as omni:`.
 
@@ -139,6 +167,8 @@ def connect(
     With `redis://`, `rediss://` or `unix://` that server is used: Redis >= 7.0 or Valkey >= 7.2.
 
     `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
+    `sweep` makes this client end what has expired, every second, so that watchers see it; by default only with the embedded
+    server. One process that does it is enough, and `omnistate serve` does; several share the work.
     `identity_secret` keys the hash under which identities are stored; all processes need the same one.
 
     Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
@@ -153,4 +183,5 @@ def connect(
         durability=durability,
         timeout=timeout,
         identity_secret=identity_secret,
+        sweep=sweep,
     )

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 from omnistate.app._action import Action, actions_of
+from omnistate.collection import Collection, collections_of
 from omnistate.conversation import Conversation, Message
 from omnistate.customer import Customer
 from omnistate.errors import Denied, InvalidDeclaration, InvalidInput
@@ -18,16 +19,22 @@ B = TypeVar("B", bound=Bot)
 class App:
     """The states, actions and bots of an application: `app = App(Cart, Profile)`, served by `omnistate serve shop:app`.
 
-    Raises `InvalidDeclaration` for what cannot work, at once rather than at the first call.
+    Collections that are fields of a state belong to it; others are named too: `App(Cart, points)`. Their events go to the
+    channels that may read them. Raises `InvalidDeclaration` for what cannot work, at once rather than at the first call.
     """
 
-    def __init__(self, *states: type[State], title: str = "omnistate") -> None:
+    def __init__(self, *states: type[State] | Collection[Any], title: str = "omnistate") -> None:
         self.title = title
+        self.collections: dict[str, Collection[Any]] = {}
         self.states: dict[str, type[State]] = {}
         self.actions: dict[str, Action] = {}
         self.bots: dict[str, Bot] = {}
         for kind in states:
+            if isinstance(kind, Collection):
+                self.collections[kind.name] = kind
+                continue
             name = schema_of(kind).name
+            self.collections.update({one.name: one for one in collections_of(kind)})
             if name in self.states:
                 raise InvalidDeclaration(f"two states are called {name}: give one another name, class {name}(name=...)")
             self.states[name] = kind
@@ -58,7 +65,11 @@ class App:
         return customer.state(kind)
 
     def may_read(self, name: str, channel: str) -> bool:
-        kind = self.states.get(name)
+        kind, collection = self.states.get(name), self.collections.get(name)
+        if collection is not None:
+            of_state = name.partition(".")[0]
+            readers = collection.channels
+            return (readers is None or channel in readers) and (of_state == name or self.may_read(of_state, channel))
         if kind is None:
             return False
         readers = readers_of(kind)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from typing import TypeVar
 
+from omnistate.collection import Collection, Place, open_collection
 from omnistate.conversation import _commands as commands
 from omnistate.conversation._commands import ConversationKeys
 from omnistate.conversation._flows import claim_from_queue, hand_off_to_queue
@@ -12,6 +14,7 @@ from omnistate.errors import InvalidId, InvalidInput
 from omnistate.state import AnyState, Origin, Services, StateHandle
 from omnistate.store import Keyspace, check_operation_id, decode_id, encode_id, new_operation_id, run
 
+H = TypeVar("H")
 MAX_PAGE = 500
 _FARTHEST = 2**31  # messages
 
@@ -89,8 +92,15 @@ class Conversation:
 
     def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
         """A state of this conversation, such as the slots that a bot has filled."""
-        owner = ("conversation", self.id.rpartition(".")[2])
-        return StateHandle(self._services, kind, self._keys.log, self._origin, owner)
+        return StateHandle(self._services, kind, self._keys.log, self._origin, self._owner)
+
+    def collection(self, declaration: Collection[H]) -> H:
+        """A collection of this conversation."""
+        return open_collection(declaration, Place(self._services, self._keys.log, self._origin, self._owner))
+
+    @property
+    def _owner(self) -> tuple[str, str]:
+        return ("conversation", self.id.rpartition(".")[2])
 
     def __repr__(self) -> str:
         return f"<Conversation {self.id}>"

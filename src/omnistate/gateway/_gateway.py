@@ -71,7 +71,7 @@ class Gateway:
         await asyncio.Event().wait()
 
     def _visible_to(self, peer: Peer) -> Visible:
-        """A state's events go to the channels that may read it; identities and sessions are for agents only."""
+        """A state's or collection's events go to the channels that may read it; identities and sessions are for agents only."""
         key = (peer.channel, peer.role)
         found = self._visible.get(key)
         if found is None:
@@ -84,12 +84,12 @@ def _all(publication: Publication) -> bool:  # noqa: ARG001 - every subscriber s
 
 
 def _visible_on(app: App, channel: str, *, agent: bool) -> Visible:
-    readable = {name for name in app.states if app.may_read(name, channel)}
+    readable = {name for name in (*app.states, *app.collections) if app.may_read(name, channel)}
 
     def visible(publication: Publication) -> bool:
-        state = publication.state
-        if state is not None:
-            return state in readable
+        subject = publication.subject
+        if subject is not None:
+            return subject in readable
         return agent or not publication.event.startswith((b'{"type":"session.', b'{"type":"identity.'))
 
     return visible

@@ -17,6 +17,7 @@ class _Head(msgspec.Struct):
 
     type: str = ""
     state: str | None = None
+    collection: str | None = None
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -33,11 +34,11 @@ class Publication:
         self._framed: bytes | None = None
 
     @property
-    def state(self) -> str | None:
-        """The state that the event is about, if it is about one."""
+    def subject(self) -> str | None:
+        """The state or the collection that the event is about, if it is about one."""
         if self._head is None:
             self._head = _decode_head(self.event)
-        return self._head.state
+        return self._head.state or self._head.collection
 
     @property
     def framed(self) -> bytes:

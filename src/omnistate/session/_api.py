@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
-from omnistate.errors import InvalidInput
+from omnistate.collection import Collection, Place, open_collection
+from omnistate.errors import InvalidDeclaration, InvalidInput
 from omnistate.session._commands import end, start, touch
-from omnistate.state import Services
+from omnistate.state import AnyState, Origin, Services, StateHandle, schema_of
 from omnistate.store import Keyspace, LogKeys, check_duration, decode_id, encode_id, new_operation_id
 
+_NO_ORIGIN = Origin()
+H = TypeVar("H")
 _LONGEST_IDLE = timedelta(days=400)
 
 
@@ -37,8 +41,26 @@ class Session:
         command = end(self._log, self.id, reason, operation_id=new_operation_id())
         return await self._services.link.execute(command)
 
+    def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
+        """A state of this session. Its class needs a `ttl` or a `lifetime`: a session's end does not remove it."""
+        schema = schema_of(kind)
+        _check_life(schema.name, schema.ttl_ms, schema.lifetime_ms)
+        return StateHandle(self._services, kind, self._log, _NO_ORIGIN, ("session", self.id))
+
+    def collection(self, declaration: Collection[H]) -> H:
+        """A collection of this session. It needs a `ttl` or a `lifetime`: a session's end does not remove it."""
+        _check_life(declaration.name, declaration.ttl_ms, declaration.lifetime_ms)
+        return open_collection(declaration, Place(self._services, self._log, _NO_ORIGIN, ("session", self.id)))
+
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]}>"
+
+
+def _check_life(name: str, ttl_ms: int, lifetime_ms: int) -> None:
+    if not ttl_ms and not lifetime_ms:
+        raise InvalidDeclaration(
+            f"{name} belongs to a session, so it must end by itself: give it ttl=timedelta(hours=8)"
+        )
 
 
 async def start_session(

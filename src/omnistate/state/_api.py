@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidInput
+from omnistate.errors import Conflict, InvalidInput, InvalidValue
 from omnistate.state._commands import (
     Done,
     Held,
@@ -25,7 +26,7 @@ from omnistate.state._commands import (
     read,
     write,
 )
-from omnistate.state._events import apply_event, decode_event
+from omnistate.state._events import GONE, apply_event, decode_event
 from omnistate.state._model import ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._update import Call, Combiner
@@ -39,6 +40,7 @@ from omnistate.store import (
     LogKeys,
     Page,
     Position,
+    check_duration,
     check_operation_id,
     encode_id,
     new_operation_id,
@@ -192,11 +194,27 @@ class StateHandle(Generic[AnyState]):
         flat = self.schema.plain(fields)
         return await self._write(Patch(flat))
 
-    async def put(self, field: str, key: Any, value: Any) -> Position:
-        """Sets one entry of a mapping field, without reading. Never conflicts. One round trip."""
+    async def put(self, field: str, key: Any, value: Any, *, ttl: timedelta | None = None) -> Position:
+        """Sets one entry of a mapping field, without reading. Never conflicts. One round trip.
+
+        With `ttl` the entry is gone after that time, whatever becomes of its value, unless `expire` says otherwise.
+        """
         name, encoded = self.schema.entry(field, key, value)
-        flat = {name: encoded}
-        return await self._write(Patch(flat))
+        return await self._write(
+            Patch({name: encoded}, until=[] if ttl is None else [(name, _milliseconds("ttl", ttl))])
+        )
+
+    async def expire(self, field: str, key: Any = None, *, after: timedelta | None) -> Position:
+        """Gives a field, or an entry of a mapping field, a deadline of its own; None takes it away. One round trip.
+
+        What is gone then has its default again, and an event says so. A field that is not there gets no deadline.
+        """
+        if key is None and self.schema.field(field).encode_name in self.schema.mappings:
+            raise InvalidValue(
+                f"{self.schema.name}.{field} is a mapping: say which entry, expire({field!r}, key, after=...)"
+            )
+        name = self.schema.field(field).encode_name.encode() if key is None else self.schema.entry_name(field, key)
+        return await self._write(Patch({}, until=[(name, 0 if after is None else _milliseconds("after", after))]))
 
     async def remove(self, field: str, key: Any) -> Position:
         """Removes one entry of a mapping field; it need not be there. Never conflicts. One round trip."""
@@ -267,7 +285,7 @@ class StateHandle(Generic[AnyState]):
         return event.state == self.target.name and event.owner == self._owner
 
     def _change(self, flat: Flat, entries: list[Entry], position: Position) -> Change[AnyState]:
-        deleted = decode_event(entries[-1].event).type == "state.deleted"
+        deleted = decode_event(entries[-1].event).type in GONE
         version = None if deleted else Position(position.epoch, entries[-1].offset)
         return Change(self.schema, self.schema.join(flat), version, position, tuple(entry.event for entry in entries))
 
@@ -314,6 +332,11 @@ class StateHandle(Generic[AnyState]):
         version = reply.held.version
         now = "does not exist" if version is None else f"is at version {version.offset}"
         return Conflict(f"{self.target.name} {now}, not what was expected: read it again and decide", position=version)
+
+
+def _milliseconds(what: str, duration: timedelta) -> int:
+    check_duration(what, duration, timedelta(milliseconds=1), timedelta(days=3650))
+    return duration // timedelta(milliseconds=1)
 
 
 def precondition_of(expect: Precondition | Snapshot[Any]) -> Precondition:

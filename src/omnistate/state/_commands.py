@@ -36,6 +36,7 @@ class Held(msgspec.Struct, frozen=True):
 
     version: Position | None
     flat: Flat
+    is_volatile: bool = False  # some of its fields have deadlines of their own
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -75,6 +76,7 @@ class Patch(msgspec.Struct, frozen=True):
     drops: Sequence[bytes] = ()
     steps: Sequence[tuple[bytes, int]] = ()
     replace: bool = False
+    until: Sequence[tuple[bytes, int]] = ()  # deadlines of fields, in milliseconds from now; 0 takes one away
 
 
 def read(target: Target) -> Command[Read]:
@@ -139,6 +141,8 @@ def _write_arguments(
     ]
     for (field, amount), between in zip(patch.steps, (b"", *after), strict=False):
         arguments += ("step", field, amount, between)
+    for field, milliseconds in patch.until:
+        arguments += ("until", field, milliseconds)
     return arguments
 
 
@@ -289,10 +293,14 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
 def _held(header: bytes, fields: list[bytes]) -> Held:
     if not header:
         return Held(None, {})
-    offset, epoch, _, _, _, codec, _ = (header + b" ").split(b" ", 6)
-    if codec != b"json":
+    offset, epoch, _, _, _, codec, _, *more = header.split(b" ")
+    if codec != CODEC.encode():
         raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
-    return Held(Position(epoch.decode(), int(offset)), dict(zip(fields[::2], fields[1::2], strict=True)))
+    flat = dict(zip(fields[::2], fields[1::2], strict=True))
+    is_volatile = any(one.startswith(b"next=") for one in more)
+    if is_volatile:
+        flat = {name: value for name, value in flat.items() if not name.startswith(b"!")}
+    return Held(Position(epoch.decode(), int(offset)), flat, is_volatile)
 
 
 _json = msgspec.json.Encoder().encode

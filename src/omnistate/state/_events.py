@@ -19,15 +19,19 @@ class StateEvent(msgspec.Struct, frozen=True):
     unset: list[str] = []
     put: dict[str, dict[str, Raw]] = {}
     drop: dict[str, list[str]] = {}
+    fields: list[str] = []
 
 
+GONE = ("state.deleted", "state.expired")  # events after which there is no document
 decode_event = msgspec.json.Decoder(StateEvent).decode
 
 
 def apply_event(flat: Flat, event: StateEvent) -> Flat:
     """The document after the event."""
-    if event.type == "state.deleted":
+    if event.type in GONE:
         return {}
+    if event.type == "state.entries_expired":
+        return {name: value for name, value in flat.items() if name.decode() not in event.fields}
     after = {} if event.replace else dict(flat)
     for field, value in event.set.items():
         after[field.encode()] = bytes(value)

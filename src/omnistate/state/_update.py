@@ -61,16 +61,19 @@ class Known:
     Either `flat` holds what is stored, or `value` does, which nobody else holds.
     """
 
-    __slots__ = ("encoded", "flat", "schema", "value", "version")
+    __slots__ = ("encoded", "flat", "is_volatile", "schema", "value", "version")
 
     def __init__(
         self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
     ) -> None:
         self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
+        self.is_volatile = False  # parts of it may expire: it must be read again before each change
 
     @classmethod
     def read(cls, schema: Schema[Any], held: Held) -> Known:
-        return cls(schema, held.version, schema.join(held.flat), held.flat)
+        known = cls(schema, held.version, schema.join(held.flat), held.flat)
+        known.is_volatile = held.is_volatile
+        return known
 
     def diff(self, encoded: bytes, value: Any) -> tuple[Flat, Sequence[bytes]]:
         """What makes the other document, given as JSON and as a value, of this one."""
@@ -148,7 +151,8 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
             )
         )
         if isinstance(reply, Stored):
-            seen.put(target.document, known.successor(reply.version, after, value))
+            if not known.is_volatile:
+                seen.put(target.document, known.successor(reply.version, after, value))
             return _settle(waiting, reply.version)
         if isinstance(reply, Refused):
             known = Known.read(schema, reply.held)

@@ -1,0 +1,5 @@
+"""What keeps a store in order: the sweeper."""
+
+from omnistate.ops._sweeper import Sweeper
+
+__all__ = ["Sweeper"]

@@ -1,0 +1,301 @@
+"""Deadlines: of documents, of their entries, of collections; and the sweeper, which makes their end an event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+import omnistate
+from omnistate import Client
+from omnistate.ops import Sweeper
+from omnistate.store import Keyspace
+from shop import Cart
+
+SECOND = timedelta(seconds=1)
+
+
+class Hold(omnistate.State, ttl=timedelta(hours=1), lifetime=timedelta(hours=3)):
+    seats: dict[str, int] = {}
+    note: str = ""
+
+
+RECENT = omnistate.List(str, name="recent", ttl=timedelta(hours=1))
+LOCKS = omnistate.Map(str, int, name="locks")
+
+
+def keys(tenant: str, customer: str = "ana") -> Any:
+    return Keyspace(tenant).customer(customer)
+
+
+def shift(raw: Redis, tenant: str, entry: str, *, ms: int, customer: str = "ana") -> None:
+    """Moves all deadlines of a document, as if so much time had passed."""
+    log = keys(tenant, customer)
+    words = raw.hget(log.meta, "doc:" + entry).decode().split(" ")  # type: ignore[union-attr]
+    words[3] = str(int(words[3]) - ms) if words[3] != "0" else "0"
+    words[7:] = [
+        f"{n}={int(v) - ms}" if n in ("born", "next") else f"{n}={v}" for n, v in (w.split("=") for w in words[7:])
+    ]
+    raw.hset(log.meta, "doc:" + entry, " ".join(words))
+    document = log.key("doc", entry)
+    if raw.type(document) == b"hash":
+        for field, value in raw.hgetall(document).items():  # type: ignore[union-attr]
+            if field.startswith(b"!"):
+                raw.hset(document, field, int(value) - ms)
+    due = log.key("doc", entry, ".due")
+    for field, score in raw.zrange(due, 0, -1, withscores=True):  # type: ignore[union-attr]
+        raw.zadd(due, {field: score - ms})
+    raw.zadd(log.written[4], {log.name: 0})
+
+
+async def types(customer: omnistate.Customer, after: omnistate.Position) -> list[str]:
+    end = await customer.position()
+    found: list[str] = []
+    if end == after:
+        return found
+    async for event in customer.events(after=after):
+        found.append(event.type)
+        if event.position == end:
+            return found
+    return found
+
+
+@pytest.fixture
+async def start(omni: Client) -> AsyncIterator[omnistate.Position]:
+    yield await omni.customer("ana").position()
+
+
+async def test_a_deadline_moves_with_each_write_but_not_beyond_the_lifetime(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    hold, hour = omni.customer("ana").state(Hold), 3_600_000
+
+    def left() -> float:
+        seconds, microseconds = raw.time()  # type: ignore[misc]
+        deadline = int(raw.hget(keys(tenant).meta, "doc:Hold").split()[3])  # type: ignore[union-attr]
+        return deadline - seconds * 1000 - microseconds / 1000
+
+    await hold.patch(note="x")
+    assert abs(left() - hour) < 5000
+    for _ in range(2):
+        shift(raw, tenant, "Hold", ms=hour - 60_000)
+        assert abs(left() - 60_000) < 5000
+        await hold.put("seats", "a1", 1)
+        assert abs(left() - hour) < 5000
+    shift(raw, tenant, "Hold", ms=hour - 60_000)
+    await hold.put("seats", "a2", 1)
+    assert abs(left() - 3 * 60_000) < 5000  # what is left of its three hours
+    shift(raw, tenant, "Hold", ms=hour)
+    assert not (await hold.read()).exists
+    await hold.patch(note="again")
+    assert await hold.get() == Hold(note="again")
+    assert abs(left() - hour) < 5000  # a new life
+
+
+async def test_the_sweeper_makes_an_expiry_an_event_once(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position
+) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Hold).patch(note="x")
+    await ana.collection(RECENT).append("x")
+    await ana.state(Cart).patch(note="stays")
+    assert await omni.sweep() == 0
+    shift(raw, tenant, "Hold", ms=7_200_000)
+    shift(raw, tenant, "recent", ms=7_200_000)
+    before = await ana.position()
+    sweepers = [Sweeper(omni.services, omni.keyspace) for _ in range(5)]
+    assert sum(await asyncio.gather(*(one.sweep() for one in sweepers))) == 2
+    assert sorted(await types(ana, before)) == ["collection.expired", "state.expired"]
+    assert await omni.sweep() == 0
+    log = keys(tenant)
+    assert raw.smembers(log.written[3]) == {b"doc:Cart"}
+    assert not raw.exists(log.key("doc", "Hold"))
+    assert not raw.exists(log.key("doc", "recent"))
+    assert (await ana.state(Cart).get()).note == "stays"
+
+
+async def test_a_sweeper_that_dies_after_taking_is_replaced_after_its_lease(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Hold).patch(note="x")
+    shift(raw, tenant, "Hold", ms=7_200_000)
+    dying = Sweeper(omni.services, omni.keyspace)
+
+    async def die(name: str) -> int:
+        raise RuntimeError(name)
+
+    dying._end = die  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        await dying.sweep()
+    assert await omni.sweep() == 0  # it is leased
+    raw.zincrby(keys(tenant).written[4], -30_001, keys(tenant).name)
+    assert await omni.sweep() == 1
+
+
+async def test_a_write_that_finds_an_expired_document_says_so_first(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position
+) -> None:
+    ana = omni.customer("ana")
+    hold, recent = ana.state(Hold), ana.collection(RECENT)
+    await hold.put("seats", "a1", 1)
+    stale = await hold.read()
+    await recent.append("old")
+    shift(raw, tenant, "Hold", ms=7_200_000)
+    shift(raw, tenant, "recent", ms=7_200_000)
+    before = await ana.position()
+    with pytest.raises(omnistate.Conflict):
+        await hold.set(Hold(note="stale"), expect=stale)
+    await hold.put("seats", "b2", 2)
+    assert await recent.append("new") == 1
+    assert await types(ana, before) == ["state.expired", "state.changed", "collection.expired", "collection.changed"]
+    assert (await hold.get()).seats == {"b2": 2}
+    assert await recent.all() == ["new"]
+    assert await omni.sweep() == 0
+
+
+async def test_an_expiry_is_seen_by_watchers(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Hold).patch(note="x")
+    await ana.collection(RECENT).append("x")
+    seen: list[Any] = []
+
+    async def watch(changes: Any) -> None:
+        async for change in changes:
+            seen.append(change.value)
+            if change.version == 0:
+                return
+
+    tasks = [
+        asyncio.create_task(watch(ana.state(Hold).watch())),
+        asyncio.create_task(watch(ana.collection(RECENT).watch())),
+    ]
+    await until(lambda: len(seen) == 2)
+    shift(raw, tenant, "Hold", ms=7_200_000)
+    shift(raw, tenant, "recent", ms=7_200_000)
+    await omni.sweep()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert Hold() in seen
+    assert [] in seen
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + 5
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_an_entry_has_a_deadline_of_its_own(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position
+) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.put("seats", "a1", 1, ttl=60 * SECOND)
+    await hold.put("seats", "a2", 2, ttl=600 * SECOND)
+    await hold.put("seats", "a3", 3)
+    await hold.patch(note="soon gone")
+    await hold.expire("note", after=60 * SECOND)
+    await hold.put("seats", "a1", 7)  # the deadline stays
+    await hold.increment("seats", "a1")
+    await hold.update(lambda value: value.seats.update(a1=9))
+    assert await hold.get() == Hold(seats={"a1": 9, "a2": 2, "a3": 3}, note="soon gone")
+    shift(raw, tenant, "Hold", ms=61_000)
+    assert await hold.get() == Hold(seats={"a2": 2, "a3": 3})  # also before it is swept
+    before = await omni.customer("ana").position()
+    seen = await hold.read()
+    assert await omni.sweep() == 1
+    assert await types(omni.customer("ana"), before) == ["state.entries_expired"]
+    with pytest.raises(omnistate.Conflict):
+        await hold.set(Hold(), expect=seen)  # it changed, by itself
+    assert await hold.get() == Hold(seats={"a2": 2, "a3": 3})
+    shift(raw, tenant, "Hold", ms=600_000)
+    assert await hold.increment("seats", "a2") == 1  # what had expired counts as absent
+    assert await hold.get() == Hold(seats={"a2": 1, "a3": 3})
+    assert raw.hgetall(keys(tenant).key("doc", "Hold")).keys() == {b"seats:a2", b"seats:a3"}  # type: ignore[union-attr]
+
+
+async def test_an_update_never_starts_from_an_entry_that_has_expired(omni: Client, raw: Redis, tenant: str) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.put("seats", "a1", 1, ttl=60 * SECOND)
+    await hold.update(lambda value: value.seats.update(b=1))
+    shift(raw, tenant, "Hold", ms=61_000)
+    seen = (await hold.update(lambda value: dict(value.seats))).result
+    assert seen == {"b": 1}
+
+
+async def test_a_deadline_goes_with_its_entry_and_can_be_taken_away(omni: Client, raw: Redis, tenant: str) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.put("seats", "a1", 1, ttl=60 * SECOND)
+    await hold.put("seats", "a2", 1, ttl=60 * SECOND)
+    await hold.expire("seats", "a2", after=None)
+    await hold.expire("seats", "none", after=SECOND)
+    await hold.remove("seats", "a1")
+    await hold.put("seats", "a1", 2)
+    shift(raw, tenant, "Hold", ms=61_000)
+    assert (await hold.get()).seats == {"a1": 2, "a2": 1}
+    assert await omni.sweep() == 0
+    with pytest.raises(omnistate.InvalidValue):
+        await hold.expire("seats", after=SECOND)
+
+
+async def test_an_expired_entry_is_seen_by_watchers(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Hold).put("seats", "a1", 1, ttl=60 * SECOND)
+    await ana.collection(LOCKS).put("x", 1, ttl=60 * SECOND)
+    await ana.collection(LOCKS).put("y", 2)
+    seen: list[Any] = []
+
+    async def watch(changes: Any, last: Any) -> None:
+        async for change in changes:
+            seen.append(change.value)
+            if change.value == last:
+                return
+
+    tasks = [
+        asyncio.create_task(watch(ana.state(Hold).watch(), Hold())),
+        asyncio.create_task(watch(ana.collection(LOCKS).watch(), {"y": 2})),
+    ]
+    await until(lambda: len(seen) == 2)
+    shift(raw, tenant, "Hold", ms=61_000)
+    shift(raw, tenant, "locks", ms=61_000)
+    assert await omni.sweep() == 2
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+
+async def test_a_client_that_sweeps_does_so_by_itself(connect: Any, raw: Redis, tenant: str) -> None:
+    async with connect(sweep=True) as omni:
+        recent = omni.customer("ana").collection(omnistate.List(int, name="brief", ttl=timedelta(milliseconds=30)))
+        start = await omni.customer("ana").position()
+        await recent.append(1)
+        async with asyncio.timeout(5):
+            async for event in omni.customer("ana").events(after=start):
+                if event.type == "collection.expired":
+                    break
+
+
+async def test_what_belongs_to_a_session_or_a_conversation_or_the_tenant_has_a_place_of_its_own(omni: Client) -> None:
+    ana = omni.customer("ana")
+    session, talk = await ana.start_session("web"), await ana.start_conversation("web")
+    await ana.state(Hold).patch(note="ana")
+    await session.state(Hold).patch(note="session")
+    await talk.state(Hold).patch(note="talk")
+    assert [(await one.state(Hold).get()).note for one in (ana, session, talk)] == ["ana", "session", "talk"]
+    for place in (ana, session, talk, omni):
+        assert await place.collection(RECENT).append(type(place).__name__) == 1
+    assert await session.collection(RECENT).all() == ["Session"]
+    assert await omni.collection(RECENT).all() == ["Client"]
+    with pytest.raises(omnistate.InvalidDeclaration, match="ttl"):
+        session.state(Cart if Cart.__omnistate__.ttl is None else type("Endless", (omnistate.State,), {}))
+
+
+async def test_the_agenda_forgets_a_customer_of_whom_nothing_is_left(omni: Client, raw: Redis, tenant: str) -> None:
+    await omni.customer("ana").state(Hold).patch(note="x")
+    log = keys(tenant)
+    raw.delete(*log.written[:4], log.key("doc", "Hold"))
+    raw.zadd(log.written[4], {log.name: 0})
+    assert await omni.sweep() == 0
+    assert raw.zscore(log.written[4], log.name) is None
