@@ -28,6 +28,7 @@ from omnistate.errors import (
     DataDirectoryTooNew,
     DataDirectoryUnusable,
     Denied,
+    EncryptionKeyMissing,
     IdentityTaken,
     InvalidDeclaration,
     InvalidId,
@@ -58,7 +59,20 @@ from omnistate.errors import (
     WritesDisabled,
 )
 from omnistate.session import Session
-from omnistate.state import ABSENT, ANY, Change, Snapshot, State, StateHandle, Written
+from omnistate.state import (
+    ABSENT,
+    ANY,
+    Change,
+    History,
+    KeyEncryptionKey,
+    Keyring,
+    Snapshot,
+    State,
+    StateHandle,
+    Written,
+    migrate,
+    protobuf,
+)
 from omnistate.store import Position
 
 __version__ = "0.1.0"
@@ -86,7 +100,9 @@ __all__ = [
     "DataDirectoryTooNew",
     "DataDirectoryUnusable",
     "Denied",
+    "EncryptionKeyMissing",
     "Event",
+    "History",
     "Identity",
     "IdentityTaken",
     "InvalidDeclaration",
@@ -94,6 +110,8 @@ __all__ = [
     "InvalidInput",
     "InvalidValue",
     "Item",
+    "KeyEncryptionKey",
+    "Keyring",
     "LeaseLost",
     "LibraryMissing",
     "List",
@@ -139,4 +157,6 @@ __all__ = [
     "Written",
     "action",
     "connect",
+    "migrate",
+    "protobuf",
 ]

@@ -15,7 +15,7 @@ from omnistate.customer import Customer, identify
 from omnistate.errors import InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import Origin, Services
+from omnistate.state import Keyring, Origin, Services
 from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
@@ -39,6 +39,7 @@ class Client:
         timeout: timedelta,
         identity_secret: bytes,
         sweep: bool | None,
+        keyring: Keyring | None,
     ) -> None:
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
         if url is not None and data_dir is not None:
@@ -46,6 +47,7 @@ class Client:
         self._endpoint = parse_url(url) if url is not None else None
         self._data_dir, self._durability, self._timeout = data_dir, durability, timeout
         self._keyspace = Keyspace(tenant, identity_secret=identity_secret)
+        self._keyring = keyring
         self._sweeps = url is None if sweep is None else sweep
         self._sweeping: asyncio.Task[None] | None = None
         self._server: EmbeddedServer | None = None
@@ -65,7 +67,7 @@ class Client:
             await link.close()
             await self._stop_server()
             raise
-        self._services = Services(link)
+        self._services = Services(link, self._keyring)
         if self._sweeps:
             self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
         return self
@@ -159,6 +161,7 @@ def connect(
     timeout: timedelta = timedelta(seconds=5),
     identity_secret: bytes = b"",
     sweep: bool | None = None,
+    keyring: Keyring | None = None,
 ) -> Client:
     """A client, to be used as `async with omnistate.connect() as omni:`.
 
@@ -168,8 +171,8 @@ def connect(
 
     `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
     `sweep` makes this client end what has expired, every second, so that watchers see it; by default only with the embedded
-    server. One process that does it is enough, and `omnistate serve` does; several share the work.
-    `identity_secret` keys the hash under which identities are stored; all processes need the same one.
+    server. One process that does it is enough, and `omnistate serve` does; several share the work. `keyring` has the keys
+    of encrypted states. `identity_secret` keys the hash under which identities are stored; all processes need the same one.
 
     Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
     `DataDirectoryInUse`, `DataDirectoryUnusable`, `DataDirectoryTooNew`, `ServerBinaryMissing`, `ServerFailed`.
@@ -184,4 +187,5 @@ def connect(
         timeout=timeout,
         identity_secret=identity_secret,
         sweep=sweep,
+        keyring=keyring,
     )

@@ -122,9 +122,26 @@ class LeaseLost(OmnistateError):
 
 
 class SchemaMismatch(OmnistateError):
-    """A stored document cannot be read as its class: it was left untouched. Restore the class, or delete the document."""
+    """A stored value cannot be read as its class: it was left untouched. Restore the class, or delete the document.
+
+    `fields` holds those that cannot be read, with the reason: `read(partial=True)` gives the others.
+    """
 
     code = "schema_mismatch"
+
+    def __init__(self, message: str, *, fields: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.fields = fields or {}
+
+
+class EncryptionKeyMissing(SchemaMismatch):
+    """A value was encrypted with a key that this keyring does not have: add it (it may be an old one). Nothing was touched."""
+
+    code = "encryption_key_missing"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"a value was encrypted with the key {key!r}, which is not in this keyring: add it")
+        self.key = key
 
 
 class OperationIdReused(InvalidInput):

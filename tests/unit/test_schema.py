@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 import omnistate
 from omnistate import State
-from omnistate.state import schema_of
-from omnistate.state._commands import Patch, describe
-from omnistate.state._events import apply_event, decode_event
+from omnistate.state import Patch, schema_of
+from omnistate.state._api import Origin, target_of
+from omnistate.state._commands import Held, describe
+from omnistate.state._events import Followed, decode_event
+from omnistate.store import Keyspace
 from shop import Cart, Profile
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -94,9 +96,11 @@ def test_a_value_comes_back_from_its_hash_fields(value: Everything) -> None:
 def test_a_readers_copy_follows_by_events_alone(before: Everything, after: Everything) -> None:
     schema = schema_of(Everything)
     old, new = schema.split(schema.encode(before)), schema.split(schema.encode(after))
-    sets, drops = schema.diff(old, new)
-    event = b'{"type":"state.changed","state":"Everything"' + describe(Patch(sets, drops)) + b',"time":1}'
-    assert apply_event(old, decode_event(event)) == new
+    patch = Patch(*schema.diff(old, new))
+    event = b'{"type":"state.changed","state":"Everything"' + describe(schema, patch, patch.sets) + b',"time":1}'
+    reader = Followed(target_of(Keyspace("t").customer("ana"), schema, Origin()), Held(None, old))
+    reader.apply(decode_event(event))
+    assert reader.flat == new
 
 
 def test_fields_that_the_class_does_not_know_stay() -> None:

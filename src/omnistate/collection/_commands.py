@@ -128,10 +128,11 @@ class Target:
                 version = Position(of_epoch.decode(), int(offset))
             return Found(version, Position(epoch, int(reply[2])), reply[4])
 
-        function = "collection_count" if what == "count" and self.collection.kind == "unique" else "collection_read"
-        return Command(
-            function, (self.log.meta, *self.keys), (self.entry, self.collection.kind, what, *arguments), parse
-        )
+        keys = (self.log.meta, *self.keys)
+        said = (self.entry, self.collection.kind, what, *arguments)
+        if what == "count" and self.collection.kind == "unique":
+            return Command("collection_count", keys, said, parse)
+        return Command("collection_read", keys, said, parse)
 
 
 unpack: Callable[[bytes], list[bytes]] = split_results

@@ -169,17 +169,16 @@ class Customer:
         own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
         kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
         whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        for entry, (_, values) in (await run(read_documents(other._log, kinds), execute)).items():
+        for entry, (header, values) in (await run(read_documents(other._log, kinds), execute)).items():
             if entry in collections:
                 await merge_collection(collections[entry], self._place(), values, whose, entry)
             else:
-                await self._merge_document(classes[entry], whose, values)
+                theirs = other.state(classes[entry]).value_of(header, values)
+                await self._merge_document(classes[entry], whose, theirs)
         await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, []), execute)
 
-    async def _merge_document(self, kind: type[State], whose: str, fields: list[bytes]) -> None:
-        schema = schema_of(kind)
-        theirs = schema.decode(schema.join(dict(zip(fields[::2], fields[1::2], strict=True))))
-        operation_id = OwnOperationId("merge", whose, schema.name)
+    async def _merge_document(self, kind: type[State], whose: str, theirs: State) -> None:
+        operation_id = OwnOperationId("merge", whose, schema_of(kind).name)
         handle = self.state(kind)
         merge = getattr(kind, "merge", None)
         if merge is not None:

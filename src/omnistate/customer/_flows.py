@@ -14,10 +14,11 @@ conversations stay where they are, and stay usable.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from omnistate.customer._commands import Frozen, Identity, Stored, claim, documents, empty, freeze, note, point
 from omnistate.errors import CustomerMerged, IdentityTaken
-from omnistate.state import State, schema_of
+from omnistate.state import State, declared_messages, schema_of
 from omnistate.store import Flow, Keyspace, LogKeys, call, new_operation_id, open_log
 
 
@@ -79,12 +80,12 @@ def finish_merge(
     yield from call(empty(keyspace.customer(other), kinds, indexes))
 
 
-def imported_classes() -> dict[str, type[State]]:
+def imported_classes() -> dict[str, type[Any]]:
     """The state classes of this process by name: Python knows a class's subclasses."""
-    found: dict[str, type[State]] = {}
+    found: dict[str, type[Any]] = {}
     waiting: list[type[State]] = [State]
     while waiting:
         for kind in waiting.pop().__subclasses__():
             found[schema_of(kind).name] = kind
             waiting.append(kind)
-    return found
+    return found | declared_messages()

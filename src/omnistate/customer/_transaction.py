@@ -153,7 +153,7 @@ class DocumentChanges(Generic[AnyState]):
             return delete_part(self._target, self._expect)
         if self._sets or self._drops or self._steps or self._replace:
             patch = Patch(self._sets, list(self._drops), list(self._steps.items()), self._replace)
-            return write_part(self._schema, self._target, patch, self._expect)
+            return write_part(self._target, patch, self._expect)
         return expect_part(self._target, self._expect) if self._expect is not ANY else None
 
     def _settle(self, result: bytes) -> None:

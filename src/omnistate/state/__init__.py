@@ -19,6 +19,7 @@ from omnistate.state._commands import (
     write_refusal,
 )
 from omnistate.state._events import StateEvent, decode_event
+from omnistate.state._migrate import migrate
 from omnistate.state._model import (
     ABSENT,
     ANY,
@@ -28,12 +29,13 @@ from omnistate.state._model import (
     Snapshot,
     State,
     Written,
-    check_life,
-    check_name,
     readers_of,
     schema_of,
 )
+from omnistate.state._options import History, Options, check_life, check_name
+from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
+from omnistate.state._seal import KeyEncryptionKey, Keyring
 
 __all__ = [
     "ABSENT",
@@ -43,6 +45,10 @@ __all__ = [
     "Change",
     "Changed",
     "Flat",
+    "History",
+    "KeyEncryptionKey",
+    "Keyring",
+    "Options",
     "Origin",
     "Part",
     "Patch",
@@ -60,13 +66,16 @@ __all__ = [
     "check_life",
     "check_name",
     "check_numbers",
+    "declared_messages",
     "decode_event",
     "delete_part",
     "expect_part",
     "expected",
+    "migrate",
     "parse_change",
     "parse_version",
     "precondition_of",
+    "protobuf",
     "readers_of",
     "schema_of",
     "split_results",

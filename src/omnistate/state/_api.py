@@ -23,13 +23,15 @@ from omnistate.state._commands import (
     Target,
     Wait,
     delete,
+    held_of,
     read,
     write,
 )
-from omnistate.state._events import GONE, apply_event, decode_event
-from omnistate.state._model import ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
-from omnistate.state._schema import Flat, Schema
-from omnistate.state._update import Call, Combiner
+from omnistate.state._events import GONE, Followed, decode_event
+from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
+from omnistate.state._schema import Schema
+from omnistate.state._seal import Keyring
+from omnistate.state._update import MAX_RACES, Call, Combiner, Known
 from omnistate.store import (
     LONGEST_LOG,
     Command,
@@ -57,10 +59,10 @@ _json = msgspec.json.Encoder().encode
 class Services:
     """What handles work with: one set per client."""
 
-    __slots__ = ("combiner", "feed", "link")
+    __slots__ = ("combiner", "feed", "keyring", "link")
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, link: Link, keyring: Keyring | None = None) -> None:
+        self.link, self.keyring = link, keyring
         self.feed = Feed(link)
         self.combiner = Combiner(link.execute)
 
@@ -86,14 +88,21 @@ class Origin(msgspec.Struct, frozen=True):
         return members
 
 
-def target_of(log: LogKeys, name: str, origin: Origin, owner: tuple[str, str] | None = None) -> Target:
-    """The document of this name. `owner` is (what, id) when it is not the customer's own."""
+def target_of(
+    log: LogKeys,
+    schema: Schema[Any],
+    origin: Origin,
+    owner: tuple[str, str] | None = None,
+    keyring: Keyring | None = None,
+) -> Target:
+    """The document of this class. `owner` is (what, id) when it is not the customer's own."""
+    name = schema.name
     entry = name if owner is None else f"{name}:{owner[0]}:{encode_id(owner[1])}"
     document = log.key("doc", entry)
     head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
     if owner is not None:
         head += b',"owner":' + _json(f"{owner[0]}:{encode_id(owner[1])}")
-    return Target(log, document, name, head + origin.members(), (*log.written, document), "doc:" + entry)
+    return Target(log, document, schema, head + origin.members(), (*log.written, document), "doc:" + entry, keyring)
 
 
 class StateHandle(Generic[AnyState]):
@@ -112,19 +121,35 @@ class StateHandle(Generic[AnyState]):
         self._services = services
         self._owner = f"{owner[0]}:{encode_id(owner[1])}" if owner else ""
         self.schema: Schema[AnyState] = schema_of(kind)
-        self.target = target_of(log, self.schema.name, origin, owner)
+        self.target = target_of(log, self.schema, origin, owner, services.keyring)
 
     def __repr__(self) -> str:
         return f"<StateHandle {self.target.document.decode()}>"
 
     async def get(self) -> AnyState:
-        """The value now; the class's default where nothing was written. One round trip."""
+        """The value now; the class's default where nothing was written. One round trip.
+
+        Raises `SchemaMismatch` when a part of it cannot be read; `read(partial=True)` gives the rest.
+        """
         return (await self.read()).value
 
-    async def read(self) -> Snapshot[AnyState]:
-        """The value with its version and the log's position of the same moment. One round trip."""
+    async def read(self, *, partial: bool = False) -> Snapshot[AnyState]:
+        """The value with its version and the log's position of the same moment. One round trip.
+
+        With `partial`, fields that cannot be read (damaged, of another type, encrypted with a key that is not here) have
+        their defaults, and the snapshot's `unreadable` says which and why. They stay as they are until you write them.
+        """
         held, position = await self._read()
-        return Snapshot(self.schema, self.schema.join(held.flat), held.version, position)
+        if not partial:
+            return Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, position)
+        flat, unreadable = self.schema.salvage(self.schema.upgrade(held.flat, held.class_version))
+        found = Snapshot(self.schema, self.schema.join(flat), held.version, position)
+        found.unreadable = {**held.damaged, **unreadable}
+        return found
+
+    def value_of(self, header: bytes, fields: list[bytes]) -> AnyState:
+        """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
+        return self.schema.decode(Followed(self.target, held_of(self.target, header, fields)).encoded())
 
     async def update(
         self,
@@ -231,9 +256,7 @@ class StateHandle(Generic[AnyState]):
         digest = (
             "" if operation_id is None else _digest(operation_id, b"increment", self.target.document, name, b"%d" % by)
         )
-        ids = [operation_id or new_operation_id()]
-        command = write(self.schema, self.target, Patch({}, steps=[(name, by)]), ids=ids, digest=digest)
-        return self._written(await self._execute(command)).sum
+        return (await self._store(Patch({}, steps=[(name, by)]), ANY, operation_id, digest)).sum
 
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
         """The value now, then every change, as long as you iterate.
@@ -247,7 +270,7 @@ class StateHandle(Generic[AnyState]):
         inbox = Inbox()
         leave = await self._services.feed.join(self.target.log, inbox)
         try:
-            change, flat = await self._catch_up(after)
+            change, held = await self._catch_up(after)
             if change is not None:
                 yield change
             position = change.position if change is not None else cast("Position", after)
@@ -255,28 +278,29 @@ class StateHandle(Generic[AnyState]):
                 entries = await inbox.take(self._services.link, self.target.log, position)
                 position = Position(position.epoch, entries[-1].offset)
                 patches = [entry for entry in entries if self._concerns(entry)]
+                for entry in patches:
+                    held.apply(decode_event(entry.event))
                 if patches:
-                    for entry in patches:
-                        flat = apply_event(flat, decode_event(entry.event))
-                    yield self._change(flat, patches, position)
+                    yield self._change(held, patches, position)
         finally:
             leave()
 
-    async def _catch_up(self, after: Position | None) -> tuple[Change[AnyState] | None, Flat]:
+    async def _catch_up(self, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
         link = self._services.link
         if after is None:
             held, position = await self._read()
-            return Change(self.schema, self.schema.join(held.flat), held.version, position, ()), held.flat
+            followed = Followed(self.target, held)
+            return Change(self.schema, followed.encoded(), held.version, position, ()), followed
         found: Read = await link.execute(read(self.target))
         page: Page = await link.execute(read_log(self.target.log, after, limit=LONGEST_LOG))
         entries = [entry for entry in page.entries if self._concerns(entry)]
-        flat = found.held.flat
+        followed = Followed(self.target, found.held)
         for entry in entries:
             if entry.offset > found.position.offset:
-                flat = apply_event(flat, decode_event(entry.event))
+                followed.apply(decode_event(entry.event))
         if not entries:
-            return None, flat
-        return self._change(flat, entries, page.position), flat
+            return None, followed
+        return self._change(followed, entries, page.position), followed
 
     def _concerns(self, entry: Entry) -> bool:
         if b'"state.' not in entry.event[:20]:
@@ -284,10 +308,10 @@ class StateHandle(Generic[AnyState]):
         event = decode_event(entry.event)
         return event.state == self.target.name and event.owner == self._owner
 
-    def _change(self, flat: Flat, entries: list[Entry], position: Position) -> Change[AnyState]:
+    def _change(self, held: Followed, entries: list[Entry], position: Position) -> Change[AnyState]:
         deleted = decode_event(entries[-1].event).type in GONE
         version = None if deleted else Position(position.epoch, entries[-1].offset)
-        return Change(self.schema, self.schema.join(flat), version, position, tuple(entry.event for entry in entries))
+        return Change(self.schema, held.encoded(), version, position, tuple(entry.event for entry in entries))
 
     async def _read(self) -> tuple[Held, Position]:
         found: Read = await self._services.link.execute(read(self.target))
@@ -304,9 +328,35 @@ class StateHandle(Generic[AnyState]):
         *,
         digest: str = "",
     ) -> Position:
+        return (await self._store(patch, precondition_of(expect), operation_id, digest)).version
+
+    async def _store(
+        self, patch: Patch, expect: Precondition = ANY, operation_id: str | None = None, digest: str = ""
+    ) -> Stored:
         ids = [operation_id or new_operation_id()]
-        command = write(self.schema, self.target, patch, ids=ids, expect=precondition_of(expect), digest=digest)
-        return self._written(await self._execute(command)).version
+        if not self.schema.rewrites:
+            reply = await self._execute(write(self.target, patch, ids=ids, expect=expect, digest=digest))
+            if not (isinstance(reply, Refused) and reply.reason == "class"):
+                return self._written(reply)
+        return await self._store_whole(patch, expect, ids, digest)
+
+    async def _store_whole(self, patch: Patch, expect: Precondition, ids: list[str], digest: str) -> Stored:
+        """The patch applied here, where the document has to be brought into another shape as a whole."""
+        for _ in range(MAX_RACES):
+            found: Read = await self._services.link.execute(read(self.target))
+            known = Known.read(self.schema, found.held)
+            assert known.flat is not None
+            flat, sums = patch.applied(known.flat)
+            whole = Patch(
+                self.schema.downgrade(flat), replace=patch.replace, rewrite=not patch.replace, until=patch.until
+            )
+            wanted = known.version or ABSENT if expect is ANY else expect
+            reply = await self._execute(write(self.target, whole, ids=ids, expect=wanted, digest=digest))
+            if isinstance(reply, Refused) and expect is ANY:
+                continue
+            stored = self._written(reply)
+            return Stored(stored.version, sums[0] if sums else 0)
+        raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
     async def _execute(self, command: Command[Reply]) -> Reply:
         """Waits while it is another writer's turn: a few milliseconds, and only on a document that is fought over."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
 
-from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, SchemaMismatch, ValueTooLarge
+from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, ValueTooLarge
 from omnistate.state._model import ANY, Expect, Precondition
-from omnistate.state._schema import CODEC, Flat, Schema
+from omnistate.state._schema import Flat, Schema
+from omnistate.state._seal import Keyring
 from omnistate.store import Argument, Command, LogKeys, Position, merged_error, spell_operation
 
 T = TypeVar("T")
+_INTEGER = re.compile(rb"-?\d{1,16}")
 MAX_BYTES = 256 * 1024  # as in functions.lua
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
@@ -25,18 +29,25 @@ class Target:
 
     log: LogKeys
     document: bytes
-    name: str
+    schema: Schema[Any]
     head: bytes  # the beginning of every event about it, a JSON object without its closing brace
     keys: tuple[bytes, ...]
     entry: str  # the field of its header
+    keyring: Keyring | None = None
+
+    @property
+    def name(self) -> str:
+        return self.schema.name
 
 
 class Held(msgspec.Struct, frozen=True):
     """A document as it was read: its version (None: absent) and its hash fields. Never changed, always replaced."""
 
     version: Position | None
-    flat: Flat
+    flat: Flat  # in the shape of the class version that wrote it
+    class_version: int = 1
     is_volatile: bool = False  # some of its fields have deadlines of their own
+    damaged: dict[str, str] = {}  # fields that cannot be read, and why
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -53,7 +64,7 @@ class Refused(msgspec.Struct, frozen=True):
     """The precondition did not hold, or it is another writer's turn: this is the document now."""
 
     held: Held
-    is_turn: bool = False
+    reason: str = "version"  # or "turn", or "class": it has the shape of another version of the class
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -76,20 +87,34 @@ class Patch(msgspec.Struct, frozen=True):
     drops: Sequence[bytes] = ()
     steps: Sequence[tuple[bytes, int]] = ()
     replace: bool = False
+    rewrite: bool = False  # the same document as a whole, in another shape
     until: Sequence[tuple[bytes, int]] = ()  # deadlines of fields, in milliseconds from now; 0 takes one away
+
+    def applied(self, flat: Flat) -> tuple[Flat, list[int]]:
+        """The fields after it, and the sums of its steps. Raises `InvalidValue`."""
+        after = dict(self.sets) if self.replace else {**flat, **self.sets}
+        for name in self.drops:
+            after.pop(name, None)
+        sums = []
+        for name, amount in self.steps:
+            held = after.get(name, b"0")
+            if not _INTEGER.fullmatch(held) or abs(int(held) + amount) >= 2**53:
+                raise InvalidValue(f"{name.decode()} is no integer, or the sum is beyond 2^53")
+            sums.append(int(held) + amount)
+            after[name] = b"%d" % sums[-1]
+        return after, sums
 
 
 def read(target: Target) -> Command[Read]:
     def parse(reply: list[Any]) -> Read:
         if reply[0] == b"merged":
             raise merged_error(target.log, reply[1])
-        return Read(_held(reply[3], reply[4]), Position(reply[1].decode(), int(reply[2])))
+        return Read(held_of(target, reply[3], reply[4]), Position(reply[1].decode(), int(reply[2])))
 
     return Command("state_read", (target.log.meta, target.document), (target.entry,), parse)
 
 
 def write(
-    schema: Schema[Any],
     target: Target,
     patch: Patch,
     *,
@@ -99,7 +124,7 @@ def write(
     turn: str = "",
 ) -> Command[Reply]:
     """One write of one document. `turn` asks for the next turn if it is refused."""
-    arguments = [len(ids), *map(spell_operation, ids), digest, *_write_arguments(schema, target, patch, expect, turn)]
+    arguments = [len(ids), *map(spell_operation, ids), digest, *_write_arguments(target, patch, expect, turn)]
 
     def parse(reply: bytes | list[Any]) -> Reply:
         if isinstance(reply, bytes):
@@ -114,24 +139,23 @@ def write(
     return Command("state_write", target.keys, arguments, parse, ids[0])
 
 
-def _write_arguments(
-    schema: Schema[Any], target: Target, patch: Patch, expect: Precondition, turn: str = ""
-) -> list[Argument]:
-    sets, drops = patch.sets, patch.drops
+def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: str = "") -> list[Argument]:
+    schema, drops = target.schema, patch.drops
+    sets = schema.pack(patch.sets, target.document, target.keyring)
     if len(sets) + len(drops) + len(patch.steps) > MAX_FIELDS:
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    event, *after = describe(patch).split(_HOLE)
+    event, *after = describe(schema, patch, sets).split(_HOLE)
     arguments: list[Argument] = [
         target.entry,
         expected(expect),
         turn,
-        "replace" if patch.replace else "patch",
+        "rewrite" if patch.rewrite else "replace" if patch.replace else "patch",
         schema.ttl_ms,
         schema.lifetime_ms,
-        CODEC,
-        1,
+        schema.packing.name,
+        schema.writes,
         target.head + event,
         after[-1] if after else b"",
         2 * len(sets),
@@ -146,9 +170,9 @@ def _write_arguments(
     return arguments
 
 
-def write_part(schema: Schema[Any], target: Target, patch: Patch, expect: Precondition = ANY) -> Part:
+def write_part(target: Target, patch: Patch, expect: Precondition = ANY) -> Part:
     """A write as a part of a call that changes several things."""
-    return Part("write", (target.document,), _write_arguments(schema, target, patch, expect))
+    return Part("write", (target.document,), _write_arguments(target, patch, expect))
 
 
 def expect_part(target: Target, expect: Precondition) -> Part:
@@ -282,7 +306,7 @@ def _last_result(result: bytes) -> bytes:
 def _not_written(target: Target, reply: list[Any]) -> Reply:
     word = reply[0]
     if word == b"conflict":
-        return Refused(_held(reply[1], reply[2]), reply[3] == b"turn")
+        return Refused(held_of(target, reply[1], reply[2]), reply[3].decode())
     if word == b"done":
         return Done([_stored(_last_result(result)) if result else None for result in reply[1:]])
     if word == b"reused":
@@ -290,32 +314,34 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
     raise merged_error(target.log, reply[1])
 
 
-def _held(header: bytes, fields: list[bytes]) -> Held:
+def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
+    """A document as its header and its hash fields say."""
     if not header:
         return Held(None, {})
-    offset, epoch, _, _, _, codec, _, *more = header.split(b" ")
-    if codec != CODEC.encode():
-        raise SchemaMismatch(f"a stored document has the codec {codec[:40].decode()!r}, which this version cannot read")
-    flat = dict(zip(fields[::2], fields[1::2], strict=True))
+    offset, epoch, _, _, _, _, version, *more = header.split(b" ")
+    stored = dict(zip(fields[::2], fields[1::2], strict=True))
     is_volatile = any(one.startswith(b"next=") for one in more)
     if is_volatile:
-        flat = {name: value for name, value in flat.items() if not name.startswith(b"!")}
-    return Held(Position(epoch.decode(), int(offset)), flat, is_volatile)
+        stored = {name: value for name, value in stored.items() if not name.startswith(b"!")}
+    flat, damaged = target.schema.unpack(stored, target.document, target.keyring)
+    return Held(Position(epoch.decode(), int(offset)), flat, int(version), is_volatile, damaged)
 
 
 _json = msgspec.json.Encoder().encode
 _HOLE = b"\0"  # where the server writes a sum: JSON never holds this byte
 
 
-def describe(patch: Patch) -> bytes:
+def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
     """A patch as members of an event: `set` and `unset` whole fields, `put` and `drop` entries of mapping fields."""
     whole: list[bytes] = []
     unset: list[bytes] = []
     puts: dict[bytes, list[bytes]] = {}
     gone: dict[bytes, list[bytes]] = {}
-    changes = patch.sets.items()
+    changes: Iterable[tuple[bytes, bytes]] = patch.sets.items()
+    if not schema.packing.is_plain:
+        changes = _for_events(schema, patch.sets, stored)
     if patch.steps:
-        changes = (*changes, *((field, _HOLE) for field, _ in patch.steps))  # type: ignore[assignment]
+        changes = (*changes, *((field, _HOLE) for field, _ in patch.steps))
     for name, value in changes:
         field, entry, key = name.partition(b":")
         if entry:
@@ -328,7 +354,9 @@ def describe(patch: Patch) -> bytes:
             gone.setdefault(field, []).append(_json(key.decode()))
         else:
             unset.append(b'"' + field + b'"')
-    members = b',"replace":true' if patch.replace else b""
+    members = b',"replace":true' if patch.replace or patch.rewrite else b""
+    if schema.writes != 1:
+        members += b',"schema":%d' % schema.writes
     if whole:
         members += b',"set":{' + b",".join(whole) + b"}"
     if unset:
@@ -338,3 +366,12 @@ def describe(patch: Patch) -> bytes:
     if gone:
         members += b',"drop":{' + b",".join(b'"%b":[%b]' % (f, b",".join(g)) for f, g in gone.items()) + b"}"
     return members
+
+
+def _for_events(schema: Schema[Any], sets: Flat, stored: Flat) -> Iterator[tuple[bytes, bytes]]:
+    """Values as events have them: what is encrypted stays so."""
+    for name, value in sets.items():
+        if schema.packing.is_sealed(name):
+            yield name, b'{"$sealed":"%b"}' % b64encode(stored[name])
+        else:
+            yield name, schema.event_value(name, value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+
 import msgspec
 from msgspec import Raw
 
-from omnistate.state._schema import Flat
+from omnistate.errors import SchemaMismatch
+from omnistate.state._commands import Held, Target
 
 
 class StateEvent(msgspec.Struct, frozen=True):
@@ -20,27 +23,64 @@ class StateEvent(msgspec.Struct, frozen=True):
     put: dict[str, dict[str, Raw]] = {}
     drop: dict[str, list[str]] = {}
     fields: list[str] = []
+    schema: int = 1
 
 
 GONE = ("state.deleted", "state.expired")  # events after which there is no document
 decode_event = msgspec.json.Decoder(StateEvent).decode
+_decode_sealed = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def apply_event(flat: Flat, event: StateEvent) -> Flat:
-    """The document after the event."""
-    if event.type in GONE:
-        return {}
-    if event.type == "state.entries_expired":
-        return {name: value for name, value in flat.items() if name.decode() not in event.fields}
-    after = {} if event.replace else dict(flat)
-    for field, value in event.set.items():
-        after[field.encode()] = bytes(value)
-    for field in event.unset:
-        after.pop(field.encode(), None)
-    for field, entries in event.put.items():
-        for key, value in entries.items():
-            after[f"{field}:{key}".encode()] = bytes(value)
-    for field, keys in event.drop.items():
-        for key in keys:
-            after.pop(f"{field}:{key}".encode(), None)
-    return after
+class Followed:
+    """A document as its reader holds it, in the shape of the class version that wrote it."""
+
+    __slots__ = ("_target", "class_version", "damaged", "flat")
+
+    def __init__(self, target: Target, held: Held) -> None:
+        self._target = target
+        self.flat, self.class_version, self.damaged = held.flat, held.class_version, dict(held.damaged)
+
+    def apply(self, event: StateEvent) -> None:
+        if event.type in GONE:
+            self.flat, self.damaged = {}, {}
+            return
+        self.flat = {} if event.replace else dict(self.flat)  # a snapshot may still hold the other
+        if event.type == "state.entries_expired":
+            for name in event.fields:
+                self._drop(name)
+            return
+        if event.replace:
+            self.damaged = {}
+        self.class_version = event.schema
+        for field, value in event.set.items():
+            self._set(field, value)
+        for field in event.unset:
+            self._drop(field)
+        for field, entries in event.put.items():
+            for key, value in entries.items():
+                self._set(f"{field}:{key}", value)
+        for field, keys in event.drop.items():
+            for key in keys:
+                self._drop(f"{field}:{key}")
+
+    def encoded(self) -> bytes:
+        """The document as the present class has it. Raises `SchemaMismatch`."""
+        schema = self._target.schema
+        if self.damaged:
+            raise SchemaMismatch(f"a part of {schema.name} cannot be read", fields=self.damaged)
+        return schema.join(schema.upgrade(self.flat, self.class_version))
+
+    def _set(self, name: str, value: Raw) -> None:
+        target, field = self._target, name.encode()
+        self.damaged.pop(name, None)
+        if not target.schema.packing.is_sealed(field):
+            self.flat[field] = target.schema.value_of_event(field, bytes(value))
+            return
+        stored = {field: b64decode(_decode_sealed(value)["$sealed"])}
+        flat, damaged = target.schema.unpack(stored, target.document, target.keyring)
+        self.flat.update(flat)
+        self.damaged.update(damaged)
+
+    def _drop(self, name: str) -> None:
+        self.flat.pop(name.encode(), None)
+        self.damaged.pop(name, None)

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, dataclass_transform
 import msgspec
 
 from omnistate.errors import InvalidDeclaration
+from omnistate.state._options import History, Options
+from omnistate.state._protobuf import protobuf_options, protobuf_schema
 from omnistate.state._schema import Schema
 from omnistate.store import Position
 
@@ -25,12 +27,11 @@ class Expect(Enum):
 
 ANY, ABSENT = Expect.ANY, Expect.ABSENT
 Precondition = Expect | Position
-_LONGEST_TTL = timedelta(days=3650)
 
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class StateMeta(msgspec.StructMeta):
-    """Adds keywords (`ttl=`, `name=` and so on) to a struct's. No type checker sees them: they are checked here."""
+    """Adds the keywords of `State` to a struct's. No type checker sees them: they are checked here."""
 
     def __new__(  # noqa: PYI034 - Self is not allowed in a metaclass
         mcls,
@@ -42,59 +43,53 @@ class StateMeta(msgspec.StructMeta):
         lifetime: timedelta | None = None,
         name: str | None = None,
         channels: Collection[str] | None = None,
+        version: int = 1,
+        writes: int | None = None,
+        codec: str = "json",
+        compress_over: int | None = None,
+        encrypted: bool | Collection[str] = False,
+        history: History | int | timedelta | None = None,
+        indexes: Collection[str] = (),
         **options: Any,
     ) -> StateMeta:
         cls = super().__new__(mcls, class_name, bases, namespace, **options)
         if any(isinstance(base, StateMeta) for base in bases):
-            _declare(cls, name or class_name, ttl, lifetime, channels)
+            declared = Options(
+                name or class_name,
+                ttl,
+                lifetime,
+                channels,
+                version,
+                writes,
+                codec,
+                compress_over,
+                encrypted,
+                history,
+                indexes,
+            )
+            _declare(cls, declared)
         return cls
 
 
 class _Declaration:
     """What was said of a class. The schema is made at the first use: a field's type may be declared after the class."""
 
-    __slots__ = ("channels", "lifetime", "name", "schema", "ttl")
+    __slots__ = ("options", "schema")
 
-    def __init__(
-        self, name: str, ttl: timedelta | None, lifetime: timedelta | None, channels: frozenset[str] | None
-    ) -> None:
-        self.name, self.ttl, self.lifetime, self.channels = name, ttl, lifetime, channels
+    def __init__(self, options: Options) -> None:
+        self.options = options
         self.schema: Schema[Any] | None = None
 
 
-def check_name(name: str) -> None:
-    """Raises `InvalidDeclaration` for what cannot name a state or a collection."""
-    if not name.isascii() or not name.isidentifier() or len(name) > 64:
-        raise InvalidDeclaration(f"the name {name[:70]!r} must be an ASCII identifier of at most 64 characters")
-
-
-def check_life(name: str, ttl: timedelta | None, lifetime: timedelta | None) -> None:
-    """Raises `InvalidDeclaration` for what cannot be the time after the last and after the first write."""
-    given: tuple[tuple[str, object], ...] = (("ttl", ttl), ("lifetime", lifetime))
-    for what, value in given:
-        if value is not None and not isinstance(value, timedelta):
-            kind = type(value).__name__
-            raise InvalidDeclaration(f"{name}: {what} must be a timedelta, not {kind}: {what}=timedelta(days=7)")
-        if value is not None and not timedelta(milliseconds=1) <= value <= _LONGEST_TTL:
-            raise InvalidDeclaration(f"{name}: {what} must be between 1 ms and {_LONGEST_TTL.days} days")
-
-
-def _declare(
-    cls: type, name: str, ttl: timedelta | None, lifetime: timedelta | None, channels: Collection[str] | None
-) -> None:
-    check_name(name)
-    check_life(name, ttl, lifetime)
+def _declare(cls: type, options: Options) -> None:
     struct = cast("type[msgspec.Struct]", cls)
     without = len(struct.__struct_fields__) - len(struct.__struct_defaults__)
     if without > 0:
         field = struct.__struct_fields__[0]
         raise InvalidDeclaration(
-            f"{name}.{field} needs a default: every customer has one, also before anything was written"
+            f"{options.name}.{field} needs a default: every customer has one, also before anything was written"
         )
-    if isinstance(channels, str):
-        raise InvalidDeclaration(f'{name}: channels must be a set of names, not a str: channels={{"{channels}"}}')
-    readers = None if channels is None else frozenset(channels)
-    cls.__omnistate__ = _Declaration(name, ttl, lifetime, readers)  # type: ignore[attr-defined]
+    cls.__omnistate__ = _Declaration(options)  # type: ignore[attr-defined]
 
 
 class State(msgspec.Struct, metaclass=StateMeta):
@@ -104,46 +99,55 @@ class State(msgspec.Struct, metaclass=StateMeta):
     after the first one; without them it stays. `channels` are those that may read it through the gateway, by default all;
     `name` is what it is stored under, by default the class's name. An instance is your private copy: change it freely; a
     handle's verbs store.
+
+    How it is stored: `codec` is "json" or "msgpack"; values of over `compress_over` bytes are compressed (zstd); `encrypted`
+    fields, or all with True, are sealed with the keyring of `connect(keyring=)`. How it follows its class: `version`, with
+    `@migrate` between versions, and `writes` while a deployment is being replaced. `history` keeps who changed what:
+    a number of changes, an age, or a `History` of both. `indexes` are fields or properties that `omni.query` may ask for.
     """
 
     __omnistate__: ClassVar[Any] = None
 
 
-AnyState = TypeVar("AnyState", bound=State)
+AnyState = TypeVar("AnyState")  # a State, or a message class that was given to `protobuf`
 
 
 def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
     """The schema of a state class. Raises `InvalidDeclaration` for anything else."""
     declaration = getattr(kind, "__omnistate__", None)
+    if declaration is None and isinstance(kind, type) and (found := protobuf_schema(kind)) is not None:
+        return cast("Schema[AnyState]", found)
     if declaration is None or not isinstance(kind, type):
         what = kind.__name__ if isinstance(kind, type) else f"a {type(kind).__name__}"
-        raise InvalidDeclaration(f"{what} is not a state class: give the class itself, derived from State")
-    if declaration.schema is None:
-        ttl, lifetime = (
-            0 if one is None else one // timedelta(milliseconds=1) for one in (declaration.ttl, declaration.lifetime)
+        raise InvalidDeclaration(
+            f"{what} is not a state class: give the class itself, derived from State, or a message class that protobuf() declared"
         )
-        declaration.schema = Schema(kind, declaration.name, ttl, lifetime)
+    if declaration.schema is None:
+        declaration.schema = Schema(kind, declaration.options)
     return cast("Schema[AnyState]", declaration.schema)
 
 
-def readers_of(kind: type[State]) -> frozenset[str] | None:
+def readers_of(kind: type) -> frozenset[str] | None:
     """The channels that may read a state through the gateway; None for all."""
-    declaration = kind.__omnistate__
-    return declaration.channels if declaration is not None else None
+    declaration = getattr(kind, "__omnistate__", None)
+    options = declaration.options if declaration is not None else protobuf_options(kind)
+    return None if options is None else options.channels
 
 
 class Snapshot(Generic[AnyState]):
     """A document as it was at one moment: frozen, and free of any connection.
 
     `value` is your private copy. `version` is 0 where there is no document, and the value is then the class's default.
-    `position` is the log's position of the same moment: watching after it misses nothing.
+    `position` is the log's position of the same moment: watching after it misses nothing. `unreadable` has the fields that
+    `read(partial=True)` could not read, each with the reason; their values are the class's defaults.
     """
 
-    __slots__ = ("_encoded", "_schema", "_value", "_version", "position")
+    __slots__ = ("_encoded", "_schema", "_value", "_version", "position", "unreadable")
 
     def __init__(self, schema: Schema[AnyState], encoded: bytes, version: Position | None, position: Position) -> None:
         self._schema, self._encoded, self._value = schema, encoded, cast("AnyState | None", None)
         self._version, self.position = version, position
+        self.unreadable: dict[str, str] = {}
 
     @property
     def value(self) -> AnyState:
@@ -167,7 +171,7 @@ class Snapshot(Generic[AnyState]):
     @property
     def json(self) -> bytes:
         """The fields that are stored, as one JSON object."""
-        return self._encoded
+        return self._schema.to_json(self._encoded)
 
     def __repr__(self) -> str:  # a customer's content does not belong in logs
         return f"<{type(self).__name__} {self._schema.name} version={self.version}>"

@@ -6,18 +6,21 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from math import isfinite
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, Raw, UnsetType
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep
+from omnistate.state._migrate import Migrations
+from omnistate.state._options import Options
+from omnistate.state._seal import Keyring
+from omnistate.state._stored import Packing
 
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S")
 Flat = dict[bytes, bytes]  # a document's hash fields
 
 MAX_DEPTH = 64
-CODEC = "json"  # what the header says of how the values are encoded
 _MOST_SUM = 2**53 - 1  # as in functions.lua
 
 _encode = msgspec.json.Encoder().encode
@@ -31,22 +34,32 @@ class Schema(Generic[S]):
     __slots__ = (
         "_counters",
         "_decode",
+        "_decode_parts",
         "_has_floats",
         "_is_shallow",
         "_kind",
         "_members",
-        "_parts",
+        "_migrations",
+        "_values",
         "compares",
         "fields",
+        "history",
+        "indexes",
         "known",
         "lifetime_ms",
         "mappings",
         "name",
+        "packing",
         "ttl_ms",
+        "version",
+        "writes",
     )
 
-    def __init__(self, kind: type[S], name: str, ttl_ms: int, lifetime_ms: int = 0) -> None:
-        self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, name, ttl_ms, lifetime_ms
+    def __init__(self, kind: type[S], options: Options) -> None:
+        name = options.name
+        self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, name, options.ttl_ms, options.lifetime_ms
+        self.version, self.writes, self.history = options.version, options.writes, options.history
+        self._migrations = Migrations(name, kind)
         try:
             info = msgspec.inspect.type_info(kind)
             self._decode = msgspec.json.Decoder(kind).decode
@@ -68,8 +81,11 @@ class Schema(Generic[S]):
             (field.name, dict[str, Raw] | UnsetType if field.encode_name in self.mappings else Raw | UnsetType, UNSET)
             for field in info.fields
         ]
+        self._values = _values_of(kind, self.mappings)
+        self.packing = self._packing(options)
+        self.indexes = indexes_of(kind, options, self.packing)
         renamed = {field.name: field.encode_name for field in info.fields}
-        self._parts = msgspec.json.Decoder(msgspec.defstruct(f"{name}Parts", parts, rename=renamed)).decode
+        self._decode_parts = msgspec.json.Decoder(msgspec.defstruct(f"{name}Parts", parts, rename=renamed)).decode
 
     def default(self) -> S:
         return self._kind()
@@ -113,13 +129,20 @@ class Schema(Generic[S]):
         try:
             return self._decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise SchemaMismatch(f"the stored {self.name} cannot be read as its class: {error}") from error
+            fields = self._unreadable(encoded)
+            raise SchemaMismatch(
+                f"the stored {self.name} cannot be read as its class: {error}", fields=fields
+            ) from error
+
+    def to_json(self, encoded: bytes) -> bytes:
+        """A document as JSON."""
+        return encoded
 
     # JSON <-> hash fields
 
     def split(self, encoded: bytes) -> Flat:
         """The hash fields of a document. An empty mapping has none."""
-        parts = self._parts(encoded)
+        parts = self._decode_parts(encoded)
         flat: Flat = {}
         for member in self._members:
             part = getattr(parts, member.attribute)
@@ -162,10 +185,114 @@ class Schema(Generic[S]):
         for name, value in flat.items():
             field, entry, key = name.partition(b":")
             if entry:
-                parts.setdefault(field, []).append(_encode(key.decode()) + b":" + value)  # type: ignore[union-attr]
+                found = parts.setdefault(field, [])
+                if type(found) is bytes:  # another version of the class had the mapping as one value
+                    found = parts[field] = _entries_of(found)
+                found.append(_encode(key.decode()) + b":" + value)  # type: ignore[union-attr]
+            elif field in parts:
+                parts[field] = _entries_of(value) + parts[field]  # type: ignore[operator]
             else:
                 parts[field] = value
         return b"{" + b",".join([_member(field, part) for field, part in parts.items()]) + b"}"
+
+    # JSON <-> what is stored and what is in events
+
+    def pack(self, sets: Flat, document: bytes, keyring: Keyring | None) -> Flat:
+        """The stored form of these fields of the document with this key."""
+        packing = self.packing
+        if packing.is_plain:
+            return sets
+        return {name: packing.pack(name, value, document, keyring) for name, value in sets.items()}
+
+    def unpack(self, stored: Flat, document: bytes, keyring: Keyring | None) -> tuple[Flat, dict[str, str]]:
+        """The fields of a document, and the reasons of those that cannot be read."""
+        if self.packing.is_plain and min(stored.values(), default=b" ") >= b" ":
+            return stored, {}
+        flat: Flat = {}
+        damaged: dict[str, str] = {}
+        for name, value in stored.items():
+            try:
+                flat[name] = self.packing.unpack(name, value, document, keyring)
+            except SchemaMismatch as error:
+                damaged[name.decode(errors="replace")] = str(error)
+        return flat, damaged
+
+    def event_value(self, name: bytes, value: bytes) -> bytes:  # noqa: ARG002 - other codecs need the name
+        """The JSON of a field's value, for an event."""
+        return value
+
+    def value_of_event(self, name: bytes, value: bytes) -> bytes:  # noqa: ARG002
+        """The value of a field whose JSON was in an event."""
+        return value
+
+    # versions
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether each write has to bring the whole document into another shape."""
+        return self.writes != self.version
+
+    def upgrade(self, flat: Flat, version: int) -> Flat:
+        """A document of this version of the class as the present one has it. Raises `SchemaMismatch`."""
+        return flat if version == self.version else self._migrate(flat, version, self.version)
+
+    def downgrade(self, flat: Flat) -> Flat:
+        """A document in the version that is written."""
+        return self._migrate(flat, self.version, self.writes) if self.rewrites else flat
+
+    def _migrate(self, flat: Flat, before: int, after: int) -> Flat:
+        try:
+            fields = msgspec.json.decode(self.join(flat), type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SchemaMismatch(f"a stored {self.name} is damaged: {error}") from error
+        migrated: Flat = {}
+        for field, value in self._migrations.apply(fields, before, after).items():
+            if field in self.mappings and isinstance(value, dict):
+                for key, one in value.items():
+                    migrated[f"{field}:{key}".encode()] = _encode(one)
+            else:
+                migrated[field.encode()] = _encode(value)
+        return migrated
+
+    def salvage(self, flat: Flat) -> tuple[Flat, dict[str, str]]:
+        """The fields that can be read, and the reasons of those that cannot."""
+        unreadable = self._unreadable(self.join(flat))
+        return {
+            name: value for name, value in flat.items() if name.partition(b":")[0].decode() not in unreadable
+        }, unreadable
+
+    def _unreadable(self, encoded: bytes) -> dict[str, str]:
+        try:
+            parts = msgspec.json.decode(encoded, type=dict[str, Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return {field.encode_name: str(error) for field in self.fields.values()}
+        found = {}
+        for field, part in parts.items():
+            if field in self._values.whole:
+                try:
+                    msgspec.json.decode(part, type=self._values.whole[field])
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    found[field] = str(error)
+        return found
+
+    def _packing(self, options: Options) -> Packing:
+        encrypted: frozenset[bytes] | bool = options.encrypted is True
+        if not isinstance(options.encrypted, bool):
+            encrypted = frozenset(self.field_of_option("encrypted", name) for name in options.encrypted)
+        return Packing(
+            options.codec,
+            compress_over=options.compress_over,
+            encrypted=encrypted,
+            from_json=self._values.to_msgpack,
+            to_json=self._values.of_msgpack,
+        )
+
+    def field_of_option(self, option: str, name: str) -> bytes:
+        """The stored name of a field that an option names. Raises `InvalidDeclaration`."""
+        if name not in self.fields:
+            known = ", ".join(self.fields)
+            raise InvalidDeclaration(f"{self.name}: {option} names {name!r}, which is no field; it has {known}")
+        return self.fields[name].encode_name.encode()
 
     # names
 
@@ -200,6 +327,8 @@ class Schema(Generic[S]):
 
     def counter(self, name: str, key: Any | None) -> bytes:
         """The hash field of an integer that may be incremented on the server."""
+        if self.packing.encrypted and self.packing.is_sealed(self.field(name).encode_name.encode()):
+            raise InvalidValue(f"{self.name}.{name} is encrypted, so the server cannot count with it: use update")
         found = self._counters.get((name, type(key) is str))
         if found is not None and (type(key) is str or key is None):
             try:
@@ -255,6 +384,73 @@ class Schema(Generic[S]):
             for field in self.fields.values()
             if field.encode_name in names
         }
+
+
+class _Values:
+    """The types of the fields, to transcode and check one value at a time."""
+
+    __slots__ = ("_decoders", "whole")
+
+    def __init__(self, whole: dict[str, Any], entries: dict[str, Any]) -> None:
+        self.whole = whole  # by stored name
+        types = whole | entries
+        self._decoders = {
+            field.encode(): (msgspec.json.Decoder(type_).decode, msgspec.msgpack.Decoder(type_).decode)
+            for field, type_ in types.items()
+        }
+
+    def to_msgpack(self, name: bytes, value: bytes) -> bytes | None:
+        """The value as MessagePack; None where it would not come back as it is (a time zone, for one)."""
+        typed = self._decoders.get(name.partition(b":")[0], _ANY)[0]
+        for decode in (typed, _ANY[0]):
+            try:
+                packed = _pack(decode(value))
+            except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):  # not what the class says
+                continue
+            if self.of_msgpack(name, packed) == value:
+                return packed
+        return None
+
+    def of_msgpack(self, name: bytes, value: bytes) -> bytes:
+        decode = self._decoders.get(name.partition(b":")[0], _ANY)[1]
+        try:
+            return _encode(decode(value))
+        except msgspec.ValidationError:
+            try:
+                return _encode(msgspec.msgpack.decode(value))
+            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
+                raise SchemaMismatch(f"a stored value cannot be read: {error}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SchemaMismatch(f"a stored value is damaged: {error}") from error
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_ANY = (msgspec.json.Decoder().decode, msgspec.msgpack.Decoder().decode)
+
+
+def _values_of(kind: Any, mappings: set[str]) -> _Values:
+    whole = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    entries = {}
+    for name in mappings:
+        arguments = get_args(whole[name])
+        entries[name] = arguments[1] if len(arguments) == 2 else Any
+    return _Values(whole, entries)
+
+
+def indexes_of(kind: type, options: Options, packing: Packing) -> tuple[str, ...]:
+    """The indexes of a class, checked. Raises `InvalidDeclaration`."""
+    for name in options.indexes:
+        found = getattr(kind, name, None)
+        if found is None or not (isinstance(found, property) or name in getattr(kind, "__struct_fields__", ())):
+            raise InvalidDeclaration(f"{options.name}: indexes names {name!r}, which is no field and no property")
+        if packing.encrypted and (packing.encrypted is True or packing.is_sealed(name.encode())):
+            raise InvalidDeclaration(f"{options.name}.{name} is encrypted, and an index would tell its value")
+    return options.indexes
+
+
+def _entries_of(value: bytes) -> list[bytes]:
+    inner = value.strip()[1:-1].strip()
+    return [inner] if inner else []
 
 
 class _Member:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
-from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue
+from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue, SchemaMismatch
 from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, read, write
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
@@ -61,19 +61,35 @@ class Known:
     Either `flat` holds what is stored, or `value` does, which nobody else holds.
     """
 
-    __slots__ = ("encoded", "flat", "is_volatile", "schema", "value", "version")
+    __slots__ = ("encoded", "flat", "is_of_other_shape", "is_volatile", "schema", "value", "version")
 
     def __init__(
         self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
     ) -> None:
         self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
         self.is_volatile = False  # parts of it may expire: it must be read again before each change
+        self.is_of_other_shape = False  # another version of the class wrote it
 
     @classmethod
     def read(cls, schema: Schema[Any], held: Held) -> Known:
-        known = cls(schema, held.version, schema.join(held.flat), held.flat)
+        if held.damaged:
+            raise SchemaMismatch(f"a part of {schema.name} cannot be read, so it is not changed", fields=held.damaged)
+        flat = schema.upgrade(held.flat, held.class_version)
+        known = cls(schema, held.version, schema.join(flat), flat)
         known.is_volatile = held.is_volatile
+        known.is_of_other_shape = held.version is not None and held.class_version != schema.writes
         return known
+
+    def patch(self, encoded: bytes, value: Any) -> Patch | None:
+        """What makes the other document, given as JSON and as a value, of this one; None when nothing does."""
+        sets, drops = self.diff(encoded, value)
+        if not sets and not drops:
+            return None
+        if not self.is_of_other_shape and not self.schema.rewrites:
+            return Patch(sets, drops)
+        flat = self.flat if self.flat is not None else self.schema.split(self.encoded)
+        whole = {name: one for name, one in flat.items() if name not in drops} | sets
+        return Patch(self.schema.downgrade(whole), rewrite=True)
 
     def diff(self, encoded: bytes, value: Any) -> tuple[Flat, Sequence[bytes]]:
         """What makes the other document, given as JSON and as a value, of this one."""
@@ -130,20 +146,18 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
         if known is None:
             known = Known.read(schema, (yield from call(read(target))).held)
         after, value = _run_all(schema, waiting, known.encoded)
-        sets, drops = known.diff(after, value)
-        unchanged = not sets and not drops
-        if unchanged or any(one.error for one in waiting):
+        patch = known.patch(after, value)
+        if patch is None or any(one.error for one in waiting):
             if not fresh:
                 known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
                 continue
-            if unchanged:
+            if patch is None:
                 return _settle(waiting, known.version)
         live = [one for one in waiting if one.error is None]
         reply = yield from call(
             write(
-                schema,
                 target,
-                Patch(sets, drops),
+                patch,
                 ids=[one.operation_id for one in live],
                 expect=known.version or ABSENT,
                 digest=live[0].digest,
@@ -158,7 +172,7 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
             known = Known.read(schema, reply.held)
             if race >= _PATIENCE:
                 turn = turn or new_operation_id()  # whoever lost so often is let through next
-            if reply.is_turn:
+            if reply.reason == "turn":
                 yield Pause(random.random() * 0.001)
             continue
         assert isinstance(reply, Done)  # a write that names a version is never told to wait
@@ -210,7 +224,7 @@ def _find_done(
         if stored is None:
             left.append(one)
             continue
-        one.version, one.after = stored.version, schema.join(present.flat)
+        one.version, one.after = stored.version, schema.join(schema.upgrade(present.flat, present.class_version))
         if one.digest:
             one.result, one.repeated = None, True
     return left

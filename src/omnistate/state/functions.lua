@@ -160,8 +160,8 @@ local function keep_until(log, part, deadline, ttl, begins)
   return 0
 end
 
--- A write is a part of a call. Its arguments from `at` to `last`: entry, expected, turn token or '', 'patch' | 'replace',
--- ttl in ms or 0, lifetime in ms or 0, codec, class version, event head, event tail, sets (count, field, value ...),
+-- A write is a part of a call. Its arguments from `at` to `last`: entry, expected, turn token or '', 'patch' | 'replace' |
+-- 'rewrite' (the same document as a whole: its fields keep their deadlines), ttl in ms or 0, lifetime in ms or 0, codec, class version, event head, event tail, sets (count, field, value ...),
 -- drops (count, field ...), and then any of
 --   'step', field, amount, event text before the sum
 --   'until', field, deadline in ms from now or 0, ...        a deadline of its own for a field
@@ -172,7 +172,7 @@ local OPTIONS = {step = 4, ['until'] = 3, index = 3, history = 4}
 -- `alone`: nothing of this call is written before this part is.
 local function check_write(log, part, args, at, last, alone)
   local entry, now, header = args[at], log.now, part.header
-  local expected, token, replace = args[at + 1], args[at + 2], args[at + 3] == 'replace'
+  local expected, token, replace = args[at + 1], args[at + 2], args[at + 3] ~= 'patch'
   local version, bytes, collected, class, more = look(header, now)
   if log.turn and others_turn(log, entry, token) then
     return expected == '*' and {'wait'} or refused(part.key, header, version, 'turn')
@@ -258,7 +258,7 @@ local function apply_write(log, part, args, at, last)
     append(log, begin_event(entry, part.header, 'expired'))
   elseif more and more ~= '' then
     local nearest = tonumber(match(more, ' next=(%d+)'))
-    if nearest and nearest <= now and not begins then
+    if nearest and nearest <= now and args[at + 3] ~= 'replace' then
       nearest = purge(log, document, entry, part.header)
       more = gsub(more, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
     end
@@ -268,6 +268,7 @@ local function apply_write(log, part, args, at, last)
     if args[i] == 'history' then history, index_key = i, 3 end
   end
   if history then remember(log, part, part.keys[2], args, at, args[history + 1], args[history + 2], args[history + 3]) end
+  local rewritten = more and args[at + 3] == 'rewrite' and match(more, ' next=') and redis_call('HGETALL', document) or {}
   if begins then redis_call('DEL', document) end
   local event = args[at + 8]
   if args[options] == 'step' then
@@ -294,7 +295,12 @@ local function apply_write(log, part, args, at, last)
   if history then part.remembered(position) end
 
   if options <= last or more and more ~= '' or lifetime > 0 then
-    local nearest = more and not begins and tonumber(match(more, ' next=(%d+)'))
+    local nearest = more and (not begins or #rewritten > 0) and tonumber(match(more, ' next=(%d+)'))
+    for i = 1, #rewritten, 2 do
+      if byte(rewritten[i]) == 33 and redis_call('HEXISTS', document, sub(rewritten[i], 2)) == 1 then
+        redis_call('HSET', document, rewritten[i], rewritten[i + 1])
+      end
+    end
     if nearest and part.shrinks then
       for i = part.drop, part.dropped do redis_call('HDEL', document, '!' .. args[i]) end
     end

@@ -1,0 +1,252 @@
+"""Classes that change: documents follow, old and new processes live side by side, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import Redis
+
+import omnistate
+from omnistate import Client, migrate
+from omnistate.store import Keyspace
+
+
+class CartV1(omnistate.State, name="Basket"):
+    items: dict[str, int] = {}
+    note: str = ""
+    visits: int = 0
+
+
+class Line(omnistate.State, name="Unused"):
+    quantity: int = 0
+    price: int = 0
+
+
+def to_lines(fields: dict[str, Any]) -> None:
+    fields["lines"] = {sku: {"quantity": count, "price": 0} for sku, count in fields.pop("items", {}).items()}
+
+
+def to_items(fields: dict[str, Any]) -> None:
+    fields["items"] = {sku: line["quantity"] for sku, line in fields.pop("lines", {}).items()}
+
+
+class CartV2(omnistate.State, name="Basket", version=2):
+    lines: dict[str, dict[str, int]] = {}
+    note: str = ""
+    visits: int = 0
+
+    up = migrate(1, 2)(to_lines)
+
+
+class CartV2WritesV1(omnistate.State, name="Basket", version=2, writes=1):
+    lines: dict[str, dict[str, int]] = {}
+    note: str = ""
+    visits: int = 0
+
+    up = migrate(1, 2)(to_lines)
+    down = migrate(2, 1)(to_items)
+
+
+class CartV3(omnistate.State, name="Basket", version=3):
+    lines: dict[str, dict[str, int]] = {}
+    remark: str = ""
+    visits: int = 0
+
+    up = migrate(1, 2)(to_lines)
+
+    @migrate(2, 3)
+    def rename_the_note(fields: dict[str, Any]) -> dict[str, Any]:  # noqa: N805
+        return {("remark" if name == "note" else name): value for name, value in fields.items()}
+
+
+def header(raw: Redis, tenant: str) -> list[str]:
+    return raw.hget(Keyspace(tenant).customer("ana").meta, "doc:Basket").decode().split(" ")  # type: ignore[union-attr]
+
+
+@pytest.fixture
+async def old(omni: Client) -> omnistate.StateHandle[CartV1]:
+    cart = omni.customer("ana").state(CartV1)
+    await cart.set(CartV1(items={"cup": 2}, note="gift", visits=7))
+    return cart
+
+
+async def test_an_old_document_is_read_as_the_new_class_and_written_back_with_the_next_change(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    cart = omni.customer("ana").state(CartV3)
+    expected = CartV3(lines={"cup": {"quantity": 2, "price": 0}}, remark="gift", visits=7)
+    assert await cart.get() == expected
+    assert header(raw, tenant)[6] == "1"  # reading writes nothing
+    await cart.update(lambda value: value.lines.update(pot={"quantity": 1, "price": 9}))
+    expected.lines["pot"] = {"quantity": 1, "price": 9}
+    assert await cart.get() == expected
+    assert header(raw, tenant)[6] == "3"
+    with pytest.raises(omnistate.SchemaMismatch, match="writes="):
+        await old.get()
+    with pytest.raises(omnistate.SchemaMismatch):
+        await old.update(lambda value: setattr(value, "note", "old code"))
+    assert await cart.get() == expected
+
+
+@pytest.mark.parametrize("verb", ["patch", "put", "remove", "increment", "expire", "set", "delete"])
+async def test_an_operation_on_an_old_document_brings_it_over(
+    omni: Client, raw: Redis, tenant: str, old: Any, verb: str
+) -> None:
+    cart = omni.customer("ana").state(CartV2)
+    expected = CartV2(lines={"cup": {"quantity": 2, "price": 0}}, note="gift", visits=7)
+    if verb == "patch":
+        await cart.patch(note="new")
+        expected.note = "new"
+    elif verb == "put":
+        await cart.put("lines", "pot", {"quantity": 1})
+        expected.lines["pot"] = {"quantity": 1}
+    elif verb == "remove":
+        await cart.remove("lines", "cup")
+        expected.lines = {}
+    elif verb == "increment":
+        assert await cart.increment("visits", by=2) == 9
+        expected.visits = 9
+    elif verb == "expire":
+        await cart.expire("note", after=None)
+    elif verb == "set":
+        expected = CartV2(note="all new")
+        await cart.set(expected)
+    else:
+        assert await cart.delete()
+        assert await cart.get() == CartV2()
+        return
+    assert await cart.get() == expected
+    assert header(raw, tenant)[6] == "2"
+
+
+async def test_while_a_deployment_is_replaced_both_read_and_write(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    new = omni.customer("ana").state(CartV2WritesV1)
+    assert (await new.get()).lines == {"cup": {"quantity": 2, "price": 0}}
+
+    async def by_the_new(number: int) -> None:
+        await new.update(lambda value: value.lines.update({f"new-{number}": {"quantity": number, "price": 0}}))
+        await new.increment("visits")
+
+    async def by_the_old(number: int) -> None:
+        await old.update(lambda value: value.items.update({f"old-{number}": number}))
+        await old.increment("visits")
+        await old.put("items", f"put-{number}", number)
+
+    await asyncio.gather(*(one(number) for number in range(10) for one in (by_the_new, by_the_old)))
+    expected = {"cup": 2} | {f"{who}-{n}": n for n in range(10) for who in ("new", "old", "put")}
+    assert await old.get() == CartV1(items=expected, note="gift", visits=27)
+    assert {sku: line["quantity"] for sku, line in (await new.get()).lines.items()} == expected
+    assert header(raw, tenant)[6] == "1"
+    last = omni.customer("ana").state(CartV2)  # the deployment is over
+    await last.put("lines", "pot", {"quantity": 1, "price": 5})
+    assert header(raw, tenant)[6] == "2"
+    assert (await last.get()).lines["pot"]["price"] == 5
+
+
+async def test_watchers_follow_over_a_change_of_the_class(omni: Client, old: Any) -> None:
+    new = omni.customer("ana").state(CartV2)
+    seen: list[CartV2] = []
+
+    async def watch() -> None:
+        async for change in new.watch():
+            seen.append(change.value)
+            if change.value.note == "end":
+                return
+
+    task = asyncio.create_task(watch())
+    while not seen:
+        await asyncio.sleep(0.001)
+    await old.put("items", "pot", 3)
+    await new.put("lines", "pan", {"quantity": 4, "price": 1})
+    await new.patch(note="end")
+    await asyncio.wait_for(task, 5)
+    assert seen[0].lines == {"cup": {"quantity": 2, "price": 0}}
+    assert seen[-1] == await new.get()
+    assert seen[-1].lines.keys() == {"cup", "pot", "pan"}
+
+
+async def test_fields_of_a_newer_class_stay_also_when_the_document_is_rewritten(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    key = Keyspace(tenant).customer("ana").key("doc", "Basket")
+    raw.hset(key, "loyalty", '"gold"')
+    await old.update(lambda value: value.items.update(x=1))
+    await omni.customer("ana").state(CartV2).patch(note="y")
+    assert raw.hget(key, "loyalty") == b'"gold"'
+
+
+async def test_a_field_that_no_longer_fits_is_told_and_the_others_are_read(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    class Other(omnistate.State, name="Basket"):
+        items: dict[str, int] = {}
+        note: int = 0
+        visits: int = 0
+
+    handle, key = omni.customer("ana").state(Other), Keyspace(tenant).customer("ana").key("doc", "Basket")
+    before = raw.hgetall(key)
+    with pytest.raises(omnistate.SchemaMismatch) as refused:
+        await handle.get()
+    assert refused.value.fields.keys() == {"note"}
+    with pytest.raises(omnistate.SchemaMismatch):
+        await handle.update(lambda value: value.items.clear())
+    snapshot = await handle.read(partial=True)
+    assert (snapshot.value, snapshot.unreadable.keys()) == (Other(items={"cup": 2}, visits=7), {"note"})
+    assert raw.hgetall(key) == before
+    await handle.increment("visits")  # other fields are written as ever
+    assert raw.hget(key, "note") == b'"gift"'
+
+
+async def test_a_migration_that_fails_leaves_the_document_as_it_was(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    class Broken(omnistate.State, name="Basket", version=2):
+        note: str = ""
+
+        @migrate(1, 2)
+        def fail(fields: dict[str, Any]) -> None:  # noqa: N805
+            fields["note"] = fields["no such field"]
+
+    class Unknown(omnistate.State, name="Basket", version=5):
+        note: str = ""
+
+    key = Keyspace(tenant).customer("ana").key("doc", "Basket")
+    before = raw.hgetall(key)
+    for kind, word in ((Broken, "KeyError"), (Unknown, r"@migrate\(1, 5\)")):
+        with pytest.raises(omnistate.SchemaMismatch, match=word):
+            await omni.customer("ana").state(kind).get()
+        with pytest.raises(omnistate.SchemaMismatch):
+            await omni.customer("ana").state(kind).patch(note="x")
+    assert raw.hgetall(key) == before
+
+
+async def test_a_rewritten_document_keeps_its_life_and_the_deadlines_of_its_entries(
+    omni: Client, raw: Redis, tenant: str, old: Any
+) -> None:
+    from datetime import timedelta
+
+    await old.put("items", "held", 1, ttl=timedelta(hours=1))
+
+    class Same(omnistate.State, name="Basket", version=2):
+        items: dict[str, int] = {}
+        note: str = ""
+        visits: int = 0
+
+        @migrate(1, 2)
+        def nothing(fields: dict[str, Any]) -> None:  # noqa: N805
+            """Nothing to do."""
+
+    await omni.customer("ana").state(Same).patch(note="rewritten")
+    fields = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Basket"))
+    assert b"!items:held" in fields
+    assert any(word.startswith("next=") for word in header(raw, tenant))
+
+
+def test_a_migration_names_two_versions() -> None:
+    for bad in ((1, 1), (0, 1), ("1", 2)):
+        with pytest.raises(omnistate.InvalidDeclaration):
+            migrate(*bad)  # type: ignore[arg-type]
