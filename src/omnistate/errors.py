@@ -155,13 +155,18 @@ class OperationIdReused(InvalidInput):
 
 
 class PositionLost(OmnistateError):
-    """The log no longer holds everything after this position: read the state again and go on from its position."""
+    """The log no longer holds everything after this position: read the state again and go on from its position.
+
+    Asked of the past (`at`, `diff`, `undo`): what is remembered does not reach back that far, and nothing is made up.
+    """
 
     code = "position_lost"
 
-    def __init__(self, wanted: Position, *, current: Position) -> None:
+    def __init__(self, wanted: Position, *, current: Position, past: str = "") -> None:
         super().__init__(
-            f"nothing can resume from {wanted}: the log is at {current}; read the state again and go on from there"
+            f"{past} does not reach back that far: ask for a later moment, or remember more, history=..."
+            if past
+            else f"nothing can resume from {wanted}: the log is at {current}; read the state again and go on from there"
         )
         self.wanted, self.current = wanted, current
 

@@ -100,6 +100,7 @@ def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | N
 def empty(log: LogKeys, kinds: Mapping[str, str], indexes: Iterable[str]) -> Command[None]:
     """Removes what moved, also from the indexes of these names."""
     own = list(chain.from_iterable(own_keys(log, kind, entry) for entry, kind in kinds.items()))
+    own += [log.key("doc", entry, ".history") for entry, kind in kinds.items() if kind == "state"]
     keys = (log.meta, log.written[3], identities_key(log), *own, *map(log.index, indexes))
     return Command("customer_empty", keys, (len(own), *("doc:" + entry for entry in kinds)), lambda _: None)
 

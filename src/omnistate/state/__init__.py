@@ -19,6 +19,7 @@ from omnistate.state._commands import (
     write_refusal,
 )
 from omnistate.state._events import StateEvent, decode_event
+from omnistate.state._history import FieldChange, Revision, Undone
 from omnistate.state._migrate import migrate
 from omnistate.state._model import (
     ABSENT,
@@ -44,6 +45,7 @@ __all__ = [
     "AnyState",
     "Change",
     "Changed",
+    "FieldChange",
     "Flat",
     "History",
     "KeyEncryptionKey",
@@ -53,6 +55,7 @@ __all__ = [
     "Part",
     "Patch",
     "Precondition",
+    "Revision",
     "Schema",
     "Services",
     "Snapshot",
@@ -60,6 +63,7 @@ __all__ = [
     "StateEvent",
     "StateHandle",
     "Target",
+    "Undone",
     "Written",
     "change",
     "check_depth",

@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidInput, InvalidValue
+from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput, InvalidValue
 from omnistate.state._commands import (
     Done,
     Held,
@@ -28,6 +28,7 @@ from omnistate.state._commands import (
     write,
 )
 from omnistate.state._events import GONE, Followed, decode_event
+from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, read_history
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._schema import Schema
 from omnistate.state._seal import Keyring
@@ -102,7 +103,11 @@ def target_of(
     head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
     if owner is not None:
         head += b',"owner":' + _json(f"{owner[0]}:{encode_id(owner[1])}")
-    return Target(log, document, schema, head + origin.members(), (*log.written, document), "doc:" + entry, keyring)
+    own = (document,) if schema.history is None else (document, log.key("doc", entry, ".history"))
+    who = b"{" + origin.members().lstrip(b",") + b"}"
+    return Target(
+        log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, own
+    )
 
 
 class StateHandle(Generic[AnyState]):
@@ -257,6 +262,67 @@ class StateHandle(Generic[AnyState]):
             "" if operation_id is None else _digest(operation_id, b"increment", self.target.document, name, b"%d" % by)
         )
         return (await self._store(Patch({}, steps=[(name, by)]), ANY, operation_id, digest)).sum
+
+    async def history(self, *, limit: int = 100, before: Position | None = None) -> list[Revision]:
+        """Who changed what and when, the newest first; with `before`, only changes before that position.
+
+        The class must have `history=`. One round trip that costs what is remembered.
+        """
+        past = await self._past()
+        found = []
+        for revision in past.revisions():
+            if before is None or (revision.version.epoch == before.epoch and revision.version.offset < before.offset):
+                found.append(revision)
+                if len(found) == limit:
+                    break
+        return found
+
+    async def at(self, moment: Position | datetime) -> Snapshot[AnyState]:
+        """The document as it was at a position of the log, or at a time (by the server's clock).
+
+        Raises `PositionLost` when what is remembered does not reach back that far, or when fields expired since. One round
+        trip that costs what is remembered.
+        """
+        past = await self._past()
+        flat, version = past.at(moment)
+        return Snapshot(self.schema, self.schema.join(flat), version, past.position)
+
+    async def diff(self, before: Position | datetime, after: Position | datetime | None = None) -> list[FieldChange]:
+        """What is different between two moments, or between one and now. Raises as `at` does. One round trip."""
+        past = await self._past()
+        older, _ = past.at(before)
+        newer = past.flat if after is None else past.at(after)[0]
+        return changes_between(self.schema, older, newer)
+
+    async def undo(self, *, actor: str, since: Position, operation_id: str | None = None) -> Undone:
+        """Takes back what `actor` changed after a position: what only that actor touched last becomes what it was before.
+
+        What somebody else has changed since is kept, and named in the result. The undoing is a change like every other, by
+        you. Raises `PositionLost` when what is remembered does not reach back that far. Two round trips.
+        """
+        if operation_id is not None:
+            check_operation_id(operation_id)
+        for _ in range(MAX_RACES):
+            past = await self._past()
+            patch, undone = past.undo(actor, since)
+            if patch is None:
+                return undone
+            expect = past.version or ABSENT
+            digest = _digest(operation_id, b"undo", self.target.document, actor.encode(), str(since).encode())
+            try:
+                stored = await self._store(patch, expect, operation_id, digest)
+            except Conflict:
+                continue
+            return msgspec.structs.replace(undone, version=stored.version)
+        raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
+
+    async def _past(self) -> Past:
+        if self.schema.history is None:
+            raise InvalidDeclaration(
+                f"{self.schema.name} remembers no past: declare it, class ...(State, history=1000)"
+            )
+        reply = await self._services.link.execute(read_history(self.target))
+        return Past(self.target, *reply)
 
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
         """The value now, then every change, as long as you iterate.

@@ -6,6 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ class Target:
     keys: tuple[bytes, ...]
     entry: str  # the field of its header
     keyring: Keyring | None = None
+    origin: bytes = b"{}"  # who acts, as JSON
+    own: tuple[bytes, ...] = ()  # the keys of the document itself: its own, that of its history
 
     @property
     def name(self) -> str:
@@ -167,12 +170,20 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         arguments += ("step", field, amount, between)
     for field, milliseconds in patch.until:
         arguments += ("until", field, milliseconds)
+    if schema.history is not None:
+        arguments += _history_arguments(target)
     return arguments
+
+
+def _history_arguments(target: Target) -> tuple[Argument, ...]:
+    history = target.schema.history
+    assert history is not None
+    return ("history", history.changes, history.age // timedelta(milliseconds=1), target.origin)
 
 
 def write_part(target: Target, patch: Patch, expect: Precondition = ANY) -> Part:
     """A write as a part of a call that changes several things."""
-    return Part("write", (target.document,), _write_arguments(target, patch, expect))
+    return Part("write", target.own, _write_arguments(target, patch, expect))
 
 
 def expect_part(target: Target, expect: Precondition) -> Part:
@@ -205,7 +216,10 @@ def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> 
 
 def delete_part(target: Target, expect: Precondition = ANY) -> Part:
     event = target.head.replace(b"state.changed", b"state.deleted", 1)
-    return Part("delete", (target.document,), (target.entry, expected(expect), event))
+    arguments: tuple[Argument, ...] = (target.entry, expected(expect), event)
+    if target.schema.history is not None:
+        arguments += _history_arguments(target)
+    return Part("delete", target.own, arguments)
 
 
 @dataclass(frozen=True, slots=True)

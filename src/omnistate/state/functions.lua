@@ -214,7 +214,8 @@ local function check_write(log, part, args, at, last, alone)
   part.first, part.tail, part.drop, part.dropped, part.outlive, part.born = first, tail, drop, dropped, 0, false
 end
 
--- What history keeps of a change: who, then the fields as they were before it, each as "<name length> <value length or -1>".
+-- What history keeps of a change: "<version> <version before> <class version before> <time> <kind> <length of who>\n<who>", then
+-- the fields as they were before it, each as "<name length> <value length or -1> <name><value>". kind: fields | whole | deleted.
 local function remember(log, part, key, args, at, keep, age, who)
   local before, lines, names = part.version, {}, {}
   local document = part.key
@@ -234,13 +235,14 @@ local function remember(log, part, key, args, at, keep, age, who)
     end
   end
   part.remembered = function(version)
-    local kind = part.begins and 'whole' or 'fields'
-    local line = concat({version, before or '- -', text(log.now), kind, text(#who)}, ' ') .. '\n' .. who .. concat(lines)
+    local kind = part.gone and 'deleted' or part.begins and 'whole' or 'fields'
+    local class = before and match(part.header, '^%d+ %x+ %d+ %d+ %d+ %S+ (%d+)') or '0'
+    local line = concat({version, before or '- -', class, text(log.now), kind, text(#who)}, ' ') .. '\n' .. who .. concat(lines)
     redis_call('RPUSH', key, line)
     if tonumber(keep) > 0 then redis_call('LTRIM', key, '-' .. keep, -1) end
-    for _ = 1, 2 do  -- older than the age: two for each that comes, so the list never grows by age
+    for _ = 1, 2 do  -- what is older than the age: two for each that comes, so the list never grows by age
       local oldest = redis_call('LINDEX', key, 0)
-      local time = oldest and match(oldest, '^%d+ %x+ %S+ %S+ (%d+) ')
+      local time = oldest and match(oldest, '^%d+ %x+ %S+ %S+ %d+ (%d+) ')
       if not time or log.now - tonumber(time) <= tonumber(age) then break end
       redis_call('LPOP', key)
     end
@@ -378,7 +380,7 @@ local function apply_delete(log, part, args, at, last)
   if not part.version then return '' end
   local entry, from = args[at], 2
   if last > at + 2 then
-    part.begins, from = true, 3
+    part.begins, part.gone, from = true, true, 3
     remember(log, part, part.keys[2], args, at, args[at + 4], args[at + 5], args[at + 6])
   end
   append(log, args[at + 2])
@@ -544,7 +546,18 @@ local function agenda_page(keys, args)
   return reply
 end
 
+-- state_history: a document and what is remembered of its past
+-- keys: meta, document, history   arguments: entry, most changes
+-- reply: {"ok", epoch, offset, header or '', document, now, changes, newest last} | {"merged", customer}
+local function state_history(keys, args)
+  local reply = state_read({keys[1], keys[2]}, args)
+  if reply[1] ~= 'ok' then return reply end
+  reply[6], reply[7] = text(milliseconds()), redis_call('LRANGE', keys[3], '-' .. args[2], -1)
+  return reply
+end
+
 define('state_write', state_write)
+define('state_history', state_history, READS)
 define('state_read', state_read, READS)
 define('change', change)
 define('log_due', log_due, READS)
