@@ -15,7 +15,7 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Conversation, Message, Owner, Queue, Status, Waiting
-from omnistate.customer import Customer, Event, Identity, Outcome, Transaction, Updated
+from omnistate.customer import Customer, Event, Found, Identity, Outcome, Page, Query, Transaction, Updated
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -62,6 +62,7 @@ from omnistate.session import Session
 from omnistate.state import (
     ABSENT,
     ANY,
+    UPDATED,
     Change,
     FieldChange,
     History,
@@ -84,6 +85,7 @@ __all__ = [
     "ABSENT",
     "ANY",
     "CUSTOMER",
+    "UPDATED",
     "AlreadyThere",
     "AmbiguousWrite",
     "App",
@@ -106,6 +108,7 @@ __all__ = [
     "EncryptionKeyMissing",
     "Event",
     "FieldChange",
+    "Found",
     "History",
     "Identity",
     "IdentityTaken",
@@ -132,9 +135,11 @@ __all__ = [
     "Overloaded",
     "Owner",
     "OwnershipLost",
+    "Page",
     "PermissionRefused",
     "Position",
     "PositionLost",
+    "Query",
     "Queue",
     "QuotaExceeded",
     "Revision",

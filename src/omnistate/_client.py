@@ -11,11 +11,11 @@ from typing import Literal, Self, TypeVar
 
 from omnistate.collection import Collection, Place, open_collection
 from omnistate.conversation import Conversation, Queue
-from omnistate.customer import Customer, identify
+from omnistate.customer import Customer, Query, identify
 from omnistate.errors import InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import Keyring, Origin, Services
+from omnistate.state import AnyState, Keyring, Origin, Services
 from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
@@ -138,6 +138,10 @@ class Client:
         """
         customer_id = await run(identify(self._keyspace, channel, address), self.services.link.execute)
         return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+
+    def query(self, kind: type[AnyState]) -> Query[AnyState]:
+        """The customers whose state of this class has certain values: see `Query`. No round trip."""
+        return Query(self.services, self._keyspace, kind)
 
     def session(self, token: str) -> Session:
         """The session of this token. No round trip: `touch` tells whether it lives. Raises `InvalidInput`."""

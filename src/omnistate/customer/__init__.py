@@ -2,6 +2,19 @@
 
 from omnistate.customer._api import Customer, Event, Updated, identify
 from omnistate.customer._commands import Identity
+from omnistate.customer._query import Found, Page, Query
 from omnistate.customer._transaction import DocumentChanges, Outcome, Transaction
 
-__all__ = ["Customer", "DocumentChanges", "Event", "Identity", "Outcome", "Transaction", "Updated", "identify"]
+__all__ = [
+    "Customer",
+    "DocumentChanges",
+    "Event",
+    "Found",
+    "Identity",
+    "Outcome",
+    "Page",
+    "Query",
+    "Transaction",
+    "Updated",
+    "identify",
+]

@@ -175,7 +175,10 @@ class Customer:
             else:
                 theirs = other.state(classes[entry]).value_of(header, values)
                 await self._merge_document(classes[entry], whose, theirs)
-        await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, []), execute)
+        indexes = [
+            f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
+        ]
+        await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
 
     async def _merge_document(self, kind: type[State], whose: str, theirs: State) -> None:
         operation_id = OwnOperationId("merge", whose, schema_of(kind).name)

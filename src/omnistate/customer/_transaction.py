@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
+import msgspec
+
 from omnistate.collection import Collection, Place, open_collection
 from omnistate.errors import Conflict, InvalidInput, SessionExpired
 from omnistate.session import Session, session_part
@@ -82,6 +84,7 @@ class DocumentChanges(Generic[AnyState]):
         self._steps: dict[bytes, int] = {}
         self._outcomes: list[tuple[bytes, Outcome[int]]] = []
         self._replace = self._delete = False
+        self._read: Snapshot[AnyState] | None = None
 
     def expect(self, expect: Precondition | Snapshot[Any]) -> None:
         """The transaction is refused with `Conflict` unless the document is absent, or still at this version."""
@@ -153,8 +156,23 @@ class DocumentChanges(Generic[AnyState]):
             return delete_part(self._target, self._expect)
         if self._sets or self._drops or self._steps or self._replace:
             patch = Patch(self._sets, list(self._drops), list(self._steps.items()), self._replace)
-            return write_part(self._target, patch, self._expect)
+            return write_part(self._target, self._indexed(patch), self._expect)
         return expect_part(self._target, self._expect) if self._expect is not ANY else None
+
+    def _indexed(self, patch: Patch) -> Patch:
+        schema = self._schema
+        if not schema.indexes.names:
+            return patch
+        if self._replace or self._read is not None:
+            held = schema.split(self._read.json) if self._read is not None else {}
+            entries = schema.indexes_of(patch.applied(held)[0])
+        elif schema.indexes.has_computed:
+            raise InvalidInput(
+                f"{schema.name} has an index that is computed from its value: await tx.get({schema.name}) first"
+            )
+        else:
+            entries = schema.indexes.of_changes(patch.sets, patch.drops, patch.steps)
+        return msgspec.structs.replace(patch, indexes=entries)
 
     def _settle(self, result: bytes) -> None:
         sums = dict(zip(self._steps, sums_of(result), strict=False))
@@ -212,6 +230,7 @@ class Transaction:
         changes, handle = self._of(kind)
         snapshot = await handle.read()
         changes.expect(snapshot)
+        changes._read = snapshot
         self._read[handle.target.document] = snapshot
         return snapshot
 

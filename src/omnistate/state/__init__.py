@@ -20,6 +20,7 @@ from omnistate.state._commands import (
 )
 from omnistate.state._events import StateEvent, decode_event
 from omnistate.state._history import FieldChange, Revision, Undone
+from omnistate.state._indexes import UPDATED, is_ordered, score_of
 from omnistate.state._migrate import migrate
 from omnistate.state._model import (
     ABSENT,
@@ -42,6 +43,7 @@ __all__ = [
     "ABSENT",
     "ANY",
     "MAX_BYTES",
+    "UPDATED",
     "AnyState",
     "Change",
     "Changed",
@@ -75,6 +77,7 @@ __all__ = [
     "delete_part",
     "expect_part",
     "expected",
+    "is_ordered",
     "migrate",
     "parse_change",
     "parse_version",
@@ -82,6 +85,7 @@ __all__ = [
     "protobuf",
     "readers_of",
     "schema_of",
+    "score_of",
     "split_results",
     "sums_of",
     "write_part",

@@ -103,7 +103,8 @@ def target_of(
     head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
     if owner is not None:
         head += b',"owner":' + _json(f"{owner[0]}:{encode_id(owner[1])}")
-    own = (document,) if schema.history is None else (document, log.key("doc", entry, ".history"))
+    own = [document] if schema.history is None else [document, log.key("doc", entry, ".history")]
+    own += [log.index(f"{name}.{index}") for index in schema.indexes.names]
     who = b"{" + origin.members().lstrip(b",") + b"}"
     return Target(
         log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, own
@@ -206,7 +207,8 @@ class StateHandle(Generic[AnyState]):
         self.schema.validate(encoded)
         flat = self.schema.split(encoded)
         digest = _digest(operation_id, b"set", self.target.document, encoded)
-        return await self._write(Patch(flat, replace=True), expect, operation_id, digest=digest)
+        patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value))
+        return await self._write(patch, expect, operation_id, digest=digest)
 
     async def delete(self, *, expect: Precondition | Snapshot[Any] = ANY, operation_id: str | None = None) -> bool:
         """Removes the document; false when there was none. One round trip. Raises `Conflict`."""
@@ -242,6 +244,10 @@ class StateHandle(Generic[AnyState]):
         if key is None and self.schema.field(field).encode_name in self.schema.mappings:
             raise InvalidValue(
                 f"{self.schema.name}.{field} is a mapping: say which entry, expire({field!r}, key, after=...)"
+            )
+        if field in self.schema.indexes.names:
+            raise InvalidValue(
+                f"{self.schema.name}.{field} is indexed, so it cannot expire by itself: set it to None instead"
             )
         name = self.schema.field(field).encode_name.encode() if key is None else self.schema.entry_name(field, key)
         return await self._write(Patch({}, until=[(name, 0 if after is None else _milliseconds("after", after))]))
@@ -400,7 +406,11 @@ class StateHandle(Generic[AnyState]):
         self, patch: Patch, expect: Precondition = ANY, operation_id: str | None = None, digest: str = ""
     ) -> Stored:
         ids = [operation_id or new_operation_id()]
-        if not self.schema.rewrites:
+        indexes = self.schema.indexes
+        if not self.schema.rewrites and not (indexes.has_computed and not patch.indexes):
+            if indexes.names and not patch.indexes:
+                scores = indexes.of_changes(patch.sets, patch.drops, patch.steps)
+                patch = msgspec.structs.replace(patch, indexes=scores)
             reply = await self._execute(write(self.target, patch, ids=ids, expect=expect, digest=digest))
             if not (isinstance(reply, Refused) and reply.reason == "class"):
                 return self._written(reply)
@@ -414,7 +424,11 @@ class StateHandle(Generic[AnyState]):
             assert known.flat is not None
             flat, sums = patch.applied(known.flat)
             whole = Patch(
-                self.schema.downgrade(flat), replace=patch.replace, rewrite=not patch.replace, until=patch.until
+                self.schema.downgrade(flat),
+                replace=patch.replace,
+                rewrite=not patch.replace,
+                until=patch.until,
+                indexes=self.schema.indexes_of(flat),
             )
             wanted = known.version or ABSENT if expect is ANY else expect
             reply = await self._execute(write(self.target, whole, ids=ids, expect=wanted, digest=digest))

@@ -92,6 +92,7 @@ class Patch(msgspec.Struct, frozen=True):
     replace: bool = False
     rewrite: bool = False  # the same document as a whole, in another shape
     until: Sequence[tuple[bytes, int]] = ()  # deadlines of fields, in milliseconds from now; 0 takes one away
+    indexes: Sequence[tuple[str, str]] = ()  # names and scores
 
     def applied(self, flat: Flat) -> tuple[Flat, list[int]]:
         """The fields after it, and the sums of its steps. Raises `InvalidValue`."""
@@ -170,6 +171,8 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         arguments += ("step", field, amount, between)
     for field, milliseconds in patch.until:
         arguments += ("until", field, milliseconds)
+    for index, score in patch.indexes:
+        arguments += ("index", index, score)
     if schema.history is not None:
         arguments += _history_arguments(target)
     return arguments

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, MissingExtra, SchemaMismatch
+from omnistate.state._indexes import Indexes
 from omnistate.state._options import History, Options
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._stored import Packing
@@ -82,7 +83,7 @@ class ProtobufSchema(Schema[Any]):
     def __init__(self, kind: Any, options: Options) -> None:  # nothing of the msgspec side is made
         self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, options.name, options.ttl_ms, options.lifetime_ms
         self.version = self.writes = 1
-        self.history, self.indexes, self.compares = options.history, (), False
+        self.history, self.indexes, self.compares = options.history, Indexes(kind, options, {}), False
         fields = list(kind.DESCRIPTOR.fields)
         self._names = {field.name: field for field in fields}
         self._maps = {field.name: field for field in fields if _is_map(field)}

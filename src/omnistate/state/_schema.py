@@ -12,6 +12,7 @@ import msgspec
 from msgspec import NODEFAULT, UNSET, Raw, UnsetType
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep
+from omnistate.state._indexes import Indexes
 from omnistate.state._migrate import Migrations
 from omnistate.state._options import Options
 from omnistate.state._seal import Keyring
@@ -83,7 +84,13 @@ class Schema(Generic[S]):
         ]
         self._values = _values_of(kind, self.mappings)
         self.packing = self._packing(options)
-        self.indexes = indexes_of(kind, options, self.packing)
+        plain = {
+            field.name: field.encode_name.encode() for field in info.fields if field.encode_name not in self.mappings
+        }
+        self.indexes = Indexes(kind, options, plain)
+        for index in self.indexes.names:
+            if self.packing.encrypted is True or (index in plain and self.packing.is_sealed(plain[index])):
+                raise InvalidDeclaration(f"{name}.{index} is encrypted, and an index would tell its value")
         renamed = {field.name: field.encode_name for field in info.fields}
         self._decode_parts = msgspec.json.Decoder(msgspec.defstruct(f"{name}Parts", parts, rename=renamed)).decode
 
@@ -253,6 +260,10 @@ class Schema(Generic[S]):
             else:
                 migrated[field.encode()] = _encode(value)
         return migrated
+
+    def indexes_of(self, flat: Flat) -> list[tuple[str, str]]:
+        """The index entries of a document."""
+        return self.indexes.of(self.decode(self.join(flat))) if self.indexes.names else []
 
     def salvage(self, flat: Flat) -> tuple[Flat, dict[str, str]]:
         """The fields that can be read, and the reasons of those that cannot."""
@@ -435,17 +446,6 @@ def _values_of(kind: Any, mappings: set[str]) -> _Values:
         arguments = get_args(whole[name])
         entries[name] = arguments[1] if len(arguments) == 2 else Any
     return _Values(whole, entries)
-
-
-def indexes_of(kind: type, options: Options, packing: Packing) -> tuple[str, ...]:
-    """The indexes of a class, checked. Raises `InvalidDeclaration`."""
-    for name in options.indexes:
-        found = getattr(kind, name, None)
-        if found is None or not (isinstance(found, property) or name in getattr(kind, "__struct_fields__", ())):
-            raise InvalidDeclaration(f"{options.name}: indexes names {name!r}, which is no field and no property")
-        if packing.encrypted and (packing.encrypted is True or packing.is_sealed(name.encode())):
-            raise InvalidDeclaration(f"{options.name}.{name} is encrypted, and an index would tell its value")
-    return options.indexes
 
 
 def _entries_of(value: bytes) -> list[bytes]:

@@ -85,11 +85,12 @@ class Known:
         sets, drops = self.diff(encoded, value)
         if not sets and not drops:
             return None
+        indexes = self.schema.indexes.of(value) if self.schema.indexes.names else ()
         if not self.is_of_other_shape and not self.schema.rewrites:
-            return Patch(sets, drops)
+            return Patch(sets, drops, indexes=indexes)
         flat = self.flat if self.flat is not None else self.schema.split(self.encoded)
         whole = {name: one for name, one in flat.items() if name not in drops} | sets
-        return Patch(self.schema.downgrade(whole), rewrite=True)
+        return Patch(self.schema.downgrade(whole), rewrite=True, indexes=indexes)
 
     def diff(self, encoded: bytes, value: Any) -> tuple[Flat, Sequence[bytes]]:
         """What makes the other document, given as JSON and as a value, of this one."""

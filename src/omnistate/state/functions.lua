@@ -165,7 +165,8 @@ end
 -- drops (count, field ...), and then any of
 --   'step', field, amount, event text before the sum
 --   'until', field, deadline in ms from now or 0, ...        a deadline of its own for a field
---   'index', name, score or ''                               with a key each, after the document's and the history's
+--   'index', name, score                                     with a key each, after the document's and the history's; the
+--     score may be '' for none, 'now', '@<field>' for the integer in a field, '+<score>' for a document that begins
 --   'history', entries to keep, age in ms, who               with the key after the document's
 local OPTIONS = {step = 4, ['until'] = 3, index = 3, history = 4}
 
@@ -321,10 +322,20 @@ local function apply_write(log, part, args, at, last)
         end
       elseif option == 'index' then
         local member = match(log.keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
-        if args[i + 2] == '' then
+        local score, only_new = args[i + 2], false
+        if byte(score) == 64 then
+          score = redis_call('HGET', document, sub(score, 2)) or ''
+        elseif byte(score) == 43 then
+          score, only_new = sub(score, 2), true
+        elseif score == 'now' then
+          score = text(now)
+        end
+        if only_new and not begins then
+          score = nil  -- as it is
+        elseif score == '' then
           redis_call('ZREM', part.keys[index_key], member)
         else
-          redis_call('ZADD', part.keys[index_key], args[i + 2], member)
+          redis_call('ZADD', part.keys[index_key], score, member)
         end
         indexes[#indexes + 1], index_key = args[i + 1], index_key + 1
       end
@@ -546,6 +557,59 @@ local function agenda_page(keys, args)
   return reply
 end
 
+-- The rank of the first entry of an index that is after (score, member).
+local function rank_after(index, score, member)
+  local low = redis_call('ZCOUNT', index, '-inf', '(' .. score)
+  local high = low + redis_call('ZCOUNT', index, score, score)
+  while low < high do
+    local middle = math_floor((low + high) / 2)
+    if redis_call('ZRANGE', index, middle, middle)[1] <= member then low = middle + 1 else high = middle end
+  end
+  return low
+end
+
+-- index_scan: documents of a partition whose scores are in ranges
+-- keys: indexes, the first of which is walked   arguments: most, entries to look at, score and member after which to go on or
+--   '', and of each index: least, most
+-- reply: {score, member to go on after, or '', '', member ...}
+local function index_scan(keys, args)
+  local index, most, budget, start = keys[1], tonumber(args[1]), tonumber(args[2]), nil
+  local least, highest = args[5], tonumber(args[6])
+  if args[3] == '' then start = redis_call('ZCOUNT', index, '-inf', '(' .. least) else start = rank_after(index, args[3], args[4]) end
+  local reply, looked = {'', ''}, 0
+  while looked < budget do
+    local found = redis_call('ZRANGE', index, start + looked, start + looked + 99, 'WITHSCORES')
+    for i = 1, #found, 2 do
+      if tonumber(found[i + 1]) > highest then
+        reply[1], reply[2] = '', ''
+        return reply
+      end
+      looked = looked + 1
+      local fits = true
+      for k = 2, #keys do
+        local score = tonumber(redis_call('ZSCORE', keys[k], found[i]) or '')
+        if not score or score < tonumber(args[3 + 2 * k]) or score > tonumber(args[4 + 2 * k]) then
+          fits = false
+          break
+        end
+      end
+      if fits then
+        reply[#reply + 1] = found[i]
+        if #reply - 2 == most then
+          reply[1], reply[2] = found[i + 1], found[i]
+          return reply
+        end
+      end
+    end
+    if #found < 200 then
+      reply[1], reply[2] = '', ''
+      return reply
+    end
+    reply[1], reply[2] = found[#found], found[#found - 1]
+  end
+  return reply
+end
+
 -- state_history: a document and what is remembered of its past
 -- keys: meta, document, history   arguments: entry, most changes
 -- reply: {"ok", epoch, offset, header or '', document, now, changes, newest last} | {"merged", customer}
@@ -558,6 +622,7 @@ end
 
 define('state_write', state_write)
 define('state_history', state_history, READS)
+define('index_scan', index_scan, READS)
 define('state_read', state_read, READS)
 define('change', change)
 define('log_due', log_due, READS)

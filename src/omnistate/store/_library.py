@@ -17,12 +17,12 @@ _PRELUDE = """#!lua name={name}
 local READS = {{'no-writes'}}
 -- Looking up a global costs as much as a short command, and none of these is there while the library is loaded.
 local redis_call, redis_pcall, format, match, find, sub, gsub, byte, concat
-local math_min, math_max, tonumber, unpack, ipairs, pairs, type
+local math_min, math_max, math_floor, tonumber, unpack, ipairs, pairs, type
 local function prepare()
   redis_call, redis_pcall = redis.call, redis.pcall
   format, match, find, sub = string.format, string.match, string.find, string.sub
   gsub, byte, concat = string.gsub, string.byte, table.concat
-  math_min, math_max = math.min, math.max
+  math_min, math_max, math_floor = math.min, math.max, math.floor
   tonumber, unpack, ipairs, pairs, type = _G.tonumber, _G.unpack, _G.ipairs, _G.pairs, _G.type
 end
 local function define(name, callback, flags)
