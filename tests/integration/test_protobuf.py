@@ -32,7 +32,7 @@ CARTS = st.fixed_dictionaries(
         "raw": st.binary(max_size=50),
         "tags": st.lists(TEXT, max_size=3),
         "last": LINES,
-        "weight": st.floats(),
+        "weight": st.floats(allow_nan=False) | st.just(float("nan")),
     },
 )
 

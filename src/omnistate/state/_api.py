@@ -107,7 +107,7 @@ def target_of(
     own += [log.index(f"{name}.{index}") for index in schema.indexes.names]
     who = b"{" + origin.members().lstrip(b",") + b"}"
     return Target(
-        log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, own
+        log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, tuple(own)
     )
 
 
@@ -198,8 +198,11 @@ class StateHandle(Generic[AnyState]):
         *,
         expect: Precondition | Snapshot[Any] = ANY,
         operation_id: str | None = None,
+        ttl: timedelta | None = None,
     ) -> Position:
         """Replaces the whole document; returns its version. One round trip.
+
+        `ttl` takes the place of the class's until the next write.
 
         `expect`: `ANY`, `ABSENT`, or the snapshot that must still be the present one. Raises `Conflict` otherwise.
         """
@@ -207,7 +210,8 @@ class StateHandle(Generic[AnyState]):
         self.schema.validate(encoded)
         flat = self.schema.split(encoded)
         digest = _digest(operation_id, b"set", self.target.document, encoded)
-        patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value))
+        ttl_ms = None if ttl is None else _milliseconds("ttl", ttl)
+        patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value), ttl_ms=ttl_ms)
         return await self._write(patch, expect, operation_id, digest=digest)
 
     async def delete(self, *, expect: Precondition | Snapshot[Any] = ANY, operation_id: str | None = None) -> bool:
@@ -330,6 +334,31 @@ class StateHandle(Generic[AnyState]):
         reply = await self._services.link.execute(read_history(self.target))
         return Past(self.target, *reply)
 
+    async def rewrite(self, *, force: bool = False, dry_run: bool = False) -> bool:
+        """Stores the document as the class says now: its version, codec, indexes; with `force` also when nothing differs.
+
+        Neither its value nor its deadlines change. False where there is nothing to do. Raises `SchemaMismatch` when it
+        cannot be read. With `dry_run` nothing is written. Two round trips.
+        """
+        for _ in range(MAX_RACES):
+            found: Read = await self._services.link.execute(read(self.target))
+            held, schema = found.held, self.schema
+            is_right = held.class_version == schema.writes and held.codec == schema.packing.name
+            if held.version is None or (is_right and not force):
+                return False
+            flat = Known.read(schema, held).flat
+            assert flat is not None
+            schema.decode(schema.join(flat))
+            indexes = [(name, "+now" if score == "now" else score) for name, score in schema.indexes_of(flat)]
+            patch = Patch(schema.downgrade(flat), rewrite=True, indexes=indexes, ttl_ms=-1)
+            if dry_run:
+                return True
+            reply = await self._execute(write(self.target, patch, ids=[new_operation_id()], expect=held.version))
+            if not isinstance(reply, Refused):
+                self._written(reply)
+                return True
+        raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
+
     async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
         """The value now, then every change, as long as you iterate.
 
@@ -429,6 +458,7 @@ class StateHandle(Generic[AnyState]):
                 rewrite=not patch.replace,
                 until=patch.until,
                 indexes=self.schema.indexes_of(flat),
+                ttl_ms=patch.ttl_ms,
             )
             wanted = known.version or ABSENT if expect is ANY else expect
             reply = await self._execute(write(self.target, whole, ids=ids, expect=wanted, digest=digest))

@@ -51,6 +51,7 @@ class Held(msgspec.Struct, frozen=True):
     class_version: int = 1
     is_volatile: bool = False  # some of its fields have deadlines of their own
     damaged: dict[str, str] = {}  # fields that cannot be read, and why
+    codec: str = ""
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -93,6 +94,7 @@ class Patch(msgspec.Struct, frozen=True):
     rewrite: bool = False  # the same document as a whole, in another shape
     until: Sequence[tuple[bytes, int]] = ()  # deadlines of fields, in milliseconds from now; 0 takes one away
     indexes: Sequence[tuple[str, str]] = ()  # names and scores
+    ttl_ms: int | None = None  # instead of the class's; -1 keeps the deadline that there is
 
     def applied(self, flat: Flat) -> tuple[Flat, list[int]]:
         """The fields after it, and the sums of its steps. Raises `InvalidValue`."""
@@ -156,7 +158,7 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         expected(expect),
         turn,
         "rewrite" if patch.rewrite else "replace" if patch.replace else "patch",
-        schema.ttl_ms,
+        schema.ttl_ms if patch.ttl_ms is None else patch.ttl_ms,
         schema.lifetime_ms,
         schema.packing.name,
         schema.writes,
@@ -335,13 +337,13 @@ def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
     """A document as its header and its hash fields say."""
     if not header:
         return Held(None, {})
-    offset, epoch, _, _, _, _, version, *more = header.split(b" ")
+    offset, epoch, _, _, _, codec, version, *more = header.split(b" ")
     stored = dict(zip(fields[::2], fields[1::2], strict=True))
     is_volatile = any(one.startswith(b"next=") for one in more)
     if is_volatile:
         stored = {name: value for name, value in stored.items() if not name.startswith(b"!")}
     flat, damaged = target.schema.unpack(stored, target.document, target.keyring)
-    return Held(Position(epoch.decode(), int(offset)), flat, int(version), is_volatile, damaged)
+    return Held(Position(epoch.decode(), int(offset)), flat, int(version), is_volatile, damaged, codec.decode())
 
 
 _json = msgspec.json.Encoder().encode

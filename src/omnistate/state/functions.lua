@@ -161,7 +161,7 @@ local function keep_until(log, part, deadline, ttl, begins)
 end
 
 -- A write is a part of a call. Its arguments from `at` to `last`: entry, expected, turn token or '', 'patch' | 'replace' |
--- 'rewrite' (the same document as a whole: its fields keep their deadlines), ttl in ms or 0, lifetime in ms or 0, codec, class version, event head, event tail, sets (count, field, value ...),
+-- 'rewrite' (the same document as a whole: its fields keep their deadlines), ttl in ms, 0 for none or -1 to keep the deadline, lifetime in ms or 0, codec, class version, event head, event tail, sets (count, field, value ...),
 -- drops (count, field ...), and then any of
 --   'step', field, amount, event text before the sum
 --   'until', field, deadline in ms from now or 0, ...        a deadline of its own for a field
@@ -327,10 +327,9 @@ local function apply_write(log, part, args, at, last)
           score = redis_call('HGET', document, sub(score, 2)) or ''
         elseif byte(score) == 43 then
           score, only_new = sub(score, 2), true
-        elseif score == 'now' then
-          score = text(now)
         end
-        if only_new and not begins then
+        if score == 'now' then score = text(now) end
+        if only_new and version then
           score = nil  -- as it is
         elseif score == '' then
           redis_call('ZREM', part.keys[index_key], member)
@@ -349,9 +348,15 @@ local function apply_write(log, part, args, at, last)
     if held ~= '' then extra = extra .. ' index=' .. held end
   end
 
-  local deadline = ttl + lifetime > 0 and deadline_of(log, part, ttl, lifetime) or 0
-  if part.born then extra = ' born=' .. text(part.born) .. extra end
   part.deadline = version and tonumber(match(part.header, '^%d+ %x+ %d+ (%d+)')) or 0
+  local deadline = 0
+  if ttl < 0 then
+    deadline, ttl = part.deadline, part.deadline - now
+    part.born = more and match(more, ' born=(%d+)')
+  elseif ttl + lifetime > 0 then
+    deadline = deadline_of(log, part, ttl, lifetime)
+  end
+  if part.born then extra = ' born=' .. text(part.born) .. extra end
   local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, begins)
   if not version then redis_call('SADD', log.keys[4], entry) end
   if args[at + 2] ~= '' then redis_call('HDEL', log.keys[1], 'turn') end
@@ -549,6 +554,20 @@ local function agenda_take(keys, args)
   return due
 end
 
+-- log_entries: what there is of a customer   keys: meta, docs
+-- reply: {customer it was merged into or '', entry, header ...}, what has expired left out
+local function log_entries(keys)
+  local reply, now = {redis_call('HGET', keys[1], 'into') or ''}, milliseconds()
+  for _, entry in ipairs(redis_call('SMEMBERS', keys[2])) do
+    local header = redis_call('HGET', keys[1], entry)
+    if look(header, now) then reply[#reply + 1], reply[#reply + 2] = entry, header end
+  end
+  return reply
+end
+
+-- agenda_size: how many customers a partition has   keys: agenda
+local function agenda_size(keys) return redis_call('ZCARD', keys[1]) end
+
 -- agenda_page: customers of a partition   keys: agenda   arguments: cursor   reply: {next cursor, member ...}
 local function agenda_page(keys, args)
   local found = redis_call('ZSCAN', keys[1], args[1], 'COUNT', 1000)
@@ -627,5 +646,7 @@ define('state_read', state_read, READS)
 define('change', change)
 define('log_due', log_due, READS)
 define('log_expire', log_expire)
+define('log_entries', log_entries, READS)
+define('agenda_size', agenda_size, READS)
 define('agenda_take', agenda_take)
 define('agenda_page', agenda_page, READS)
