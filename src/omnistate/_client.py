@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +14,15 @@ from omnistate.collection import Collection, Place, open_collection
 from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, Query, identify
 from omnistate.errors import InvalidInput, NotConnected, OmnistateError
-from omnistate.ops import Sweeper
+from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import AnyState, Keyring, Origin, Services
+from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written
 from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
 H = TypeVar("H")
+R = TypeVar("R")
 
 
 class Client:
@@ -123,6 +125,32 @@ class Client:
         It has a log and a cluster slot of its own.
         """
         return open_collection(declaration, Place(self.services, self._keyspace.shared(declaration.name), _NO_ORIGIN))
+
+    def customers(self) -> AsyncIterator[str]:
+        """The ids of all customers, in no order: those that are there from beginning to end, once each.
+
+        A round trip for each 1,000 of them, at least 256 in all. Memory for 1/256 of the ids.
+        """
+        return Bulk(self.services, self._keyspace).customers()
+
+    def get_many(
+        self, kind: type[AnyState], customer_ids: Iterable[str]
+    ) -> AsyncIterator[tuple[str, Snapshot[AnyState] | OmnistateError]]:
+        """Many customers' documents, in the order of the ids, which may be endless. 64 at a time in one round trip.
+
+        Gives an error of ours in the place of a document that cannot be read: `SchemaMismatch`, `CustomerMerged`.
+        """
+        return Bulk(self.services, self._keyspace).get_many(kind, customer_ids)
+
+    def update_many(
+        self, kind: type[AnyState], function: Callable[[AnyState], R], customer_ids: Iterable[str] | None = None
+    ) -> AsyncIterator[tuple[str, Written[AnyState, R] | OmnistateError]]:
+        """Runs `update(function)` on many customers' documents, or without ids on every one that is there; 64 at a time.
+
+        Gives what came of each as it is done, an error of ours too: one that fails does not stop the others. A job that is
+        begun again after a crash runs the function again: give it one that may run twice.
+        """
+        return Bulk(self.services, self._keyspace).update_many(kind, function, customer_ids)
 
     async def sweep(self) -> int:
         """Ends what has expired by now, with events; returns their number. At least 256 small calls.

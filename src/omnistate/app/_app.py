@@ -10,7 +10,7 @@ from omnistate.collection import Collection, collections_of
 from omnistate.conversation import Conversation, Message
 from omnistate.customer import Customer
 from omnistate.errors import Denied, InvalidDeclaration, InvalidInput
-from omnistate.state import State, StateHandle, Written, readers_of, schema_of
+from omnistate.state import Keyring, State, StateHandle, Written, readers_of, schema_of
 
 Bot: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 B = TypeVar("B", bound=Bot)
@@ -20,11 +20,14 @@ class App:
     """The states, actions and bots of an application: `app = App(Cart, Profile)`, served by `omnistate serve shop:app`.
 
     Collections that are fields of a state belong to it; others are named too: `App(Cart, points)`. Their events go to the
-    channels that may read them. Raises `InvalidDeclaration` for what cannot work, at once rather than at the first call.
+    channels that may read them. `keyring` has the keys of encrypted states, for the commands that connect by themselves.
+    Raises `InvalidDeclaration` for what cannot work, at once rather than at the first call.
     """
 
-    def __init__(self, *states: type[State] | Collection[Any], title: str = "omnistate") -> None:
-        self.title = title
+    def __init__(
+        self, *states: type[Any] | Collection[Any], title: str = "omnistate", keyring: Keyring | None = None
+    ) -> None:
+        self.title, self.keyring = title, keyring
         self.collections: dict[str, Collection[Any]] = {}
         self.states: dict[str, type[State]] = {}
         self.actions: dict[str, Action] = {}

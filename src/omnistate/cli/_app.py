@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import CycloptsError
 
 import omnistate
-from omnistate.cli import _demo, _get, _serve, _set, _sweep, _version, _watch
+from omnistate.cli import _demo, _export, _get, _import, _migrate, _serve, _set, _sweep, _version, _watch
 from omnistate.cli._common import UsageError
 
 
@@ -21,7 +21,11 @@ def make_cli() -> Callable[[Any], int | None]:
         version=omnistate.__version__,
         result_action="return_value",
     )
-    for command in (_demo.demo, _serve.serve, _get.get, _set.set_, _watch.watch, _sweep.sweep, _version.version):
+    commands = (
+        *(_demo.demo, _serve.serve, _get.get, _set.set_, _watch.watch),
+        *(_export.export, _import.import_, _migrate.migrate, _sweep.sweep, _version.version),
+    )
+    for command in commands:
         cli.command(command, name=command.__name__.rstrip("_"))
 
     def run(arguments: Any) -> int | None:

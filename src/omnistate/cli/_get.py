@@ -29,10 +29,11 @@ def get(
     as_json
         Print one JSON object with value, version and position, as --expect and --after take them.
     """
-    kind = state_of(load_app(app), state)
+    declared = load_app(app)
+    kind = state_of(declared, state)
 
     async def work() -> None:
-        async with store.connect() as omni:
+        async with store.connect(keyring=declared.keyring) as omni:
             snapshot = await omni.customer(customer).state(kind).read()
         print(described(snapshot) if as_json else json.dumps(plain(snapshot.value), indent=2, ensure_ascii=False))
 

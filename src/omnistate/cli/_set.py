@@ -38,13 +38,14 @@ def set_(
     as_json
         Print the new version as JSON.
     """
-    kind = state_of(load_app(app), state)
+    declared = load_app(app)
+    kind = state_of(declared, state)
     text = sys.stdin.buffer.read() if value == "-" else value.encode(errors="surrogatepass")
     parsed = schema_of(kind).parse(text)
     precondition = ANY if expect is None else Position.parse(expect)
 
     async def work() -> None:
-        async with store.connect() as omni:
+        async with store.connect(keyring=declared.keyring) as omni:
             version = await omni.customer(customer).via("command line").state(kind).set(parsed, expect=precondition)
         print(json.dumps({"version": str(version)}) if as_json else version)
 

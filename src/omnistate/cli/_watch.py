@@ -37,12 +37,13 @@ def watch(
     as_json
         Print one JSON object a line.
     """
-    kind = state_of(load_app(app), state)
+    declared = load_app(app)
+    kind = state_of(declared, state)
     position = None if after is None else Position.parse(after)
 
     async def work() -> None:
         left = count
-        async with store.connect() as omni:
+        async with store.connect(keyring=declared.keyring) as omni:
             print(f"watching {state} of {customer} on {omni.url}; Ctrl-C ends", file=sys.stderr)
             async for change in omni.customer(customer).state(kind).watch(after=position):
                 text = f"{change.position}  {json.dumps(plain(change.value), ensure_ascii=False)}"

@@ -14,7 +14,7 @@ from omnistate.collection._api import (
     open_collection,
 )
 from omnistate.collection._commands import Place, own_keys
-from omnistate.collection._merge import merge_collection
+from omnistate.collection._merge import load_collection, merge_collection
 from omnistate.collection._model import (
     Collection,
     Counter,
@@ -50,6 +50,7 @@ __all__ = [
     "WorkQueueHandle",
     "collections_of",
     "imported_collections",
+    "load_collection",
     "merge_collection",
     "open_collection",
     "own_keys",

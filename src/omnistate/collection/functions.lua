@@ -165,12 +165,19 @@ local function map_take(_, part, args, at)
   return packed({value}), '', -#args[at] - #value
 end
 
--- The entries of another map, where this one has none of their key. arguments: key, value ...
+-- The entries of another map, where this one has none of their key.
+-- arguments: '=<deadline in ms since 1970>' of all of them, or '', key, value ...
 local function map_fill(log, part, args, at, last)
-  local grown, said = 0, {}
-  for i = at, last, 2 do
+  local grown, said, deadline = 0, {}, tonumber(sub(args[at], 2))
+  if deadline and deadline <= log.now then return '' end
+  for i = at + 1, last, 2 do
     if not (part.version and lives(log, part, args[i])) then
       redis_call('HSET', part.key, args[i], args[i + 1])
+      if deadline then
+        redis_call('ZADD', part.keys[2], text(deadline), args[i])
+        if not part.nearest or deadline < part.nearest then part.nearest = deadline end
+        falls_due(log, deadline)
+      end
       said[#said + 1], grown = quote(args[i]) .. ':' .. args[i + 1], grown + #args[i] + #args[i + 1]
     end
   end

@@ -169,11 +169,13 @@ class Customer:
         own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
         kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
         whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        for entry, (header, values) in (await run(read_documents(other._log, kinds), execute)).items():
+        for entry, stored in (await run(read_documents(other._log, kinds), execute)).items():
             if entry in collections:
-                await merge_collection(collections[entry], self._place(), values, whose, entry)
+                await merge_collection(
+                    collections[entry], self._place(), stored.values, stored.deadlines, names=(whose, entry)
+                )
             else:
-                theirs = other.state(classes[entry]).value_of(header, values)
+                theirs = other.state(classes[entry]).value_of(stored.header, stored.values)
                 await self._merge_document(classes[entry], whose, theirs)
         indexes = [
             f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -83,7 +83,17 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
     return Command("customer_freeze", keys, (*opening(operation_id), into, event, *known), parse, operation_id)
 
 
-Stored = tuple[bytes, list[bytes]]  # the header of a document or collection, and what is in it
+class Stored(msgspec.Struct, frozen=True):
+    """A document or a collection as it is stored: its header, what is in it, and the deadlines of a map's entries."""
+
+    header: bytes
+    values: list[bytes]
+    deadlines: dict[bytes, int] = {}
+
+    @property
+    def deadline(self) -> int:
+        """In milliseconds since 1970, 0 for none."""
+        return int(self.header.split(b" ", 4)[3])
 
 
 def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | None]]:
@@ -92,9 +102,13 @@ def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | N
     arguments = [one for entry, own in zip(kinds, keys, strict=True) for one in ("doc:" + entry, len(own))]
 
     def parse(reply: list[Any]) -> list[Stored | None]:
-        return [(found[0], found[1]) if found else None for found in reply]
+        return [_stored(*found) if found else None for found in reply]
 
     return Command("customer_documents", (log.meta, *chain.from_iterable(keys)), arguments, parse)
+
+
+def _stored(header: bytes, values: list[bytes], deadlines: Sequence[bytes] = ()) -> Stored:
+    return Stored(header, values, dict(zip(deadlines[::2], map(int, deadlines[1::2]), strict=True)))
 
 
 def empty(log: LogKeys, kinds: Mapping[str, str], indexes: Iterable[str]) -> Command[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -157,6 +157,10 @@ class StateHandle(Generic[AnyState]):
         """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
         return self.schema.decode(Followed(self.target, held_of(self.target, header, fields)).encoded())
 
+    def json_of(self, header: bytes, fields: list[bytes]) -> bytes:
+        """The same as JSON."""
+        return self.schema.to_json(Followed(self.target, held_of(self.target, header, fields)).encoded())
+
     async def update(
         self,
         function: Callable[Concatenate[AnyState, P], R],
@@ -192,17 +196,28 @@ class StateHandle(Generic[AnyState]):
         call = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
         return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, call))
 
+    async def load(
+        self, value: AnyState, *, deadline: int, deadlines: Mapping[str, int], now: int, overwrite: bool = False
+    ) -> Position:
+        """`set` as an import needs it: deadlines of the document (0: none) and its fields are milliseconds since 1970."""
+        encoded = self.schema.encode(value)
+        patch = Patch(
+            self.schema.split(encoded),
+            replace=True,
+            indexes=self.schema.indexes.of(value),
+            ttl_ms=deadline - now if deadline else 0,
+            until=[(name.encode(), max(one - now, 1)) for name, one in deadlines.items()],
+        )
+        return await self._write(patch, ANY if overwrite else ABSENT)
+
     async def set(
         self,
         value: AnyState,
         *,
         expect: Precondition | Snapshot[Any] = ANY,
         operation_id: str | None = None,
-        ttl: timedelta | None = None,
     ) -> Position:
         """Replaces the whole document; returns its version. One round trip.
-
-        `ttl` takes the place of the class's until the next write.
 
         `expect`: `ANY`, `ABSENT`, or the snapshot that must still be the present one. Raises `Conflict` otherwise.
         """
@@ -210,8 +225,7 @@ class StateHandle(Generic[AnyState]):
         self.schema.validate(encoded)
         flat = self.schema.split(encoded)
         digest = _digest(operation_id, b"set", self.target.document, encoded)
-        ttl_ms = None if ttl is None else _milliseconds("ttl", ttl)
-        patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value), ttl_ms=ttl_ms)
+        patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value))
         return await self._write(patch, expect, operation_id, digest=digest)
 
     async def delete(self, *, expect: Precondition | Snapshot[Any] = ANY, operation_id: str | None = None) -> bool:

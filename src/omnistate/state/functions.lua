@@ -565,8 +565,8 @@ local function log_entries(keys)
   return reply
 end
 
--- agenda_size: how many customers a partition has   keys: agenda
-local function agenda_size(keys) return redis_call('ZCARD', keys[1]) end
+-- agenda_size: how many customers a partition has, and the time   keys: agenda   reply: {number, milliseconds}
+local function agenda_size(keys) return {redis_call('ZCARD', keys[1]), milliseconds()} end
 
 -- agenda_page: customers of a partition   keys: agenda   arguments: cursor   reply: {next cursor, member ...}
 local function agenda_page(keys, args)
