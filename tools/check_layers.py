@@ -7,7 +7,21 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "omnistate"
-ORDER = ["errors", "store", "state", "collection", "session", "conversation", "customer", "app", "ops", "_client", "gateway", "demo", "cli"]
+ORDER = [
+    "errors",
+    "store",
+    "state",
+    "collection",
+    "session",
+    "conversation",
+    "customer",
+    "app",
+    "ops",
+    "_client",
+    "gateway",
+    "demo",
+    "cli",
+]
 KEYS = SOURCE / "store" / "_keys.py"
 
 

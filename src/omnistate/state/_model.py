@@ -120,7 +120,8 @@ def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
     if declaration is None or not isinstance(kind, type):
         what = kind.__name__ if isinstance(kind, type) else f"a {type(kind).__name__}"
         raise InvalidDeclaration(
-            f"{what} is not a state class: give the class itself, derived from State, or a message class that protobuf() declared"
+            f"{what} is not a state class: give the class itself, derived from State, "
+            "or a message class that protobuf() declared"
         )
     if declaration.schema is None:
         declaration.schema = Schema(kind, declaration.options)
