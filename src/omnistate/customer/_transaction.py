@@ -329,7 +329,7 @@ class Transaction:
 _OVER = "the transaction is over: begin another one with customer.transaction()"
 _ELSEWHERE = (
     "this belongs to another customer, and a transaction changes one: do it in steps that can be repeated, each under an "
-    "operation id (docs/guide.md, 'Two customers')"
+    "operation id (docs/transactions.md, 'Two customers')"
 )
 
 
