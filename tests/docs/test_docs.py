@@ -104,7 +104,13 @@ def test_the_guide(reader: Reader) -> None:
     assert reader.follow(ROOT / "docs" / "guide.md") == 9
 
 
-TOPICS = {"collections": 2, "transactions": 3, "time": 3, "codecs": 3, "evolution": 2}  # pages about one thing, and how many commands each has
+TOPICS = {
+    "collections": 2,
+    "transactions": 3,
+    "time": 3,
+    "codecs": 3,
+    "evolution": 2,
+}  # pages about one thing, and how many commands each has
 
 
 @pytest.mark.parametrize("topic", TOPICS)

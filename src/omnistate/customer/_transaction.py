@@ -84,7 +84,7 @@ class DocumentChanges(Generic[AnyState]):
         self._replace = self._delete = False
 
     def expect(self, expect: Precondition | Snapshot[Any]) -> None:
-        """The transaction is refused with `Conflict` unless the document is absent, or still at this version."""
+        """The transaction is refused with `Conflict` unless the document is absent (`ABSENT`), or still at this version."""
         self._expect = precondition_of(expect)
 
     def patch(self, **fields: Any) -> None:
@@ -230,7 +230,10 @@ class Transaction:
         return self._of(kind)[0]
 
     def collection(self, declaration: Collection[H]) -> H:
-        """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each."""
+        """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each.
+
+        Its readings are answered at once and are no precondition.
+        """
         return open_collection(declaration, self._place, self._record)
 
     def require(self, session: Session) -> None:
