@@ -28,7 +28,8 @@ R = TypeVar("R")
 class Client:
     """A connection to the store: made by `connect`, used with `async with`, shared by everything in the process.
 
-    Safe for any number of tasks of one event loop. Its nouns (`customer`, `session`, `conversation`, `queue`) are free.
+    Safe for any number of tasks of one event loop. Its nouns (`customer`, `collection`, `session`,
+    `conversation`, `queue`) are free.
     """
 
     def __init__(

@@ -273,7 +273,8 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
     ) -> Awaitable[bool]:
         """Sets the value of a key; true when it is new. One round trip.
 
-        `ttl` is the time after which the entry is gone; without it, it stays as long as the map. Raises `CollectionFull`.
+        `ttl` is the time after which the entry is gone; without it, it stays as long as the map, also when it had a deadline
+        before. Raises `CollectionFull`.
         """
         return self._put("any", {key: value}, ttl, lambda result: result == b"1", operation_id)
 

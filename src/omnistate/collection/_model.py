@@ -35,7 +35,8 @@ class Collection(Generic[H_co]):
     As a field of a state class it is called by the class and the field, and lives as long as the class says:
     `class Profile(State, ttl=...): viewed = List(str, limit=50)`, `ana.collection(Profile.viewed)`. On its own it needs a
     `name`. `ttl` is the time after the last write at which it is gone, `lifetime` the time after the first; `limit` the
-    number of entries it may have. `channels` are those that may follow it through the gateway, by default all.
+    number of entries it may have, up to a million. `channels` are those that may follow it through the gateway, by default
+    all. A collection and a state must not have the same name.
     """
 
     kind: ClassVar[str] = ""

@@ -155,9 +155,11 @@ class Customer:
         """Makes `other` a part of this customer: one person, who was known twice.
 
         Documents are merged by their class's `merge(self, other)` method; without one this customer's document stays, and
-        the other's is taken where there is none. Identities move; writes to the other's states raise `CustomerMerged`.
+        the other's is taken where there is none. Collections become one by their shape: sums, unions, the survivor's entries
+        of a map. Identities move; writes to the other's states raise `CustomerMerged`.
         Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
-        document's class is not imported. Four round trips, one or two for each document and two for each identity.
+        document's class or a collection's declaration is not imported. Four round trips, one or two for each document, one for
+        every 500 entries of a collection, and two for each identity.
         """
         if not isinstance(other, Customer):
             raise InvalidInput(f"merge takes the other customer, not a {type(other).__name__}: omni.customer(id)")

@@ -87,7 +87,7 @@ class DocumentChanges(Generic[AnyState]):
         self._read: Snapshot[AnyState] | None = None
 
     def expect(self, expect: Precondition | Snapshot[Any]) -> None:
-        """The transaction is refused with `Conflict` unless the document is absent, or still at this version."""
+        """The transaction is refused with `Conflict` unless the document is absent (`ABSENT`), or still at this version."""
         self._expect = precondition_of(expect)
 
     def patch(self, **fields: Any) -> None:
@@ -249,7 +249,10 @@ class Transaction:
         return self._of(kind)[0]
 
     def collection(self, declaration: Collection[H]) -> H:
-        """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each."""
+        """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each.
+
+        Its readings are answered at once and are no precondition.
+        """
         return open_collection(declaration, self._place, self._record)
 
     def require(self, session: Session) -> None:
@@ -348,7 +351,7 @@ class Transaction:
 _OVER = "the transaction is over: begin another one with customer.transaction()"
 _ELSEWHERE = (
     "this belongs to another customer, and a transaction changes one: do it in steps that can be repeated, each under an "
-    "operation id (docs/guide.md, 'Two customers')"
+    "operation id (docs/transactions.md, 'Two customers')"
 )
 
 

@@ -30,7 +30,7 @@ def migrate(before: int, after: int) -> Callable[[Step], Migration]:
             def lines_have_prices(fields: dict) -> None:
                 fields["lines"] = {sku: {"quantity": n, "price": 0} for sku, n in fields.pop("items", {}).items()}
 
-    It gets the stored fields as JSON has them (defaults left out are not there) and changes or returns them; it must do
+    It gets the stored fields as JSON has them (one that was never written is not there) and changes or returns them; it must do
     nothing else, as it runs at each reading until the document is written. `migrate(2, 1)` is the way back, for
     `writes=1`: while the processes of a deployment are being replaced, the new ones write what the old ones read.
     """
