@@ -230,6 +230,19 @@ async def test_a_map_gives_what_was_put(ana: Customer) -> None:
     assert await held.all() == {'é\n"\\': 'é\n"\\'}
 
 
+async def test_the_keys_of_a_map_keep_their_type(ana: Customer) -> None:
+    held = ana.collection(by_number)
+    assert await held.update({7: "a", -1: "b", 2**60: "c"}) == 3
+    assert await held.all() == {7: "a", -1: "b", 2**60: "c"}
+    assert (await held.get(7), await held.remove(-1), await held.pop(2**60)) == ("a", 1, "c")
+    days: Map[date, float] = Map(date, float, name="days")
+    await ana.collection(days).put(date(2020, 1, 31), 1)
+    assert await ana.collection(days).all() == {date(2020, 1, 31): 1.0}
+    ratios: Map[float, int] = Map(float, int, name="ratios")
+    assert [await ana.collection(ratios).put(key, 1) for key in (1, 1.0, 0.5)] == [True, False, True]
+    assert await ana.collection(ratios).all() == {1.0: 1, 0.5: 1}
+
+
 async def test_a_map_counts(ana: Customer) -> None:
     held = ana.collection(coupons)
     assert [await held.increment("a"), await held.increment("a", 5), await held.increment("a", -7)] == [1, 6, -1]

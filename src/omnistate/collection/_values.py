@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -12,6 +12,7 @@ from omnistate.state import check_depth, check_numbers
 T = TypeVar("T")
 MAX_VALUE_BYTES = 64 * 1024
 _encoder = msgspec.json.Encoder(order="sorted")  # equal values have equal JSON: sets compare bytes
+_plain_encoder = msgspec.json.Encoder()
 
 
 class Values(Generic[T]):
@@ -29,7 +30,7 @@ class Values(Generic[T]):
     def encode(self, value: T) -> bytes:
         """The value as JSON. Raises `InvalidValue`, `ValueTooDeep`, `ValueTooLarge`."""
         try:
-            encoded = _encoder.encode(value)
+            encoded = _encode(value)
             self._decode(encoded)
         except RecursionError:
             raise ValueTooDeep(self.name, limit=64) from None
@@ -66,11 +67,15 @@ class Keys(Generic[T]):
         if self._is_text and not isinstance(key, str):
             raise InvalidValue(f"a key of {self.name} must be a str, not {type(key).__name__}")
         try:
-            text: str = next(iter(msgspec.json.decode(_encoder.encode({key: None}))))
-            spelled = text.encode()
+            spelled = _spell(key)
             if not self._is_text:
-                self.decode(spelled)
+                read = msgspec.convert(spelled.decode(), self._type, strict=False)
+                if read != key:  # a key of another type, or NaN, which equals nothing
+                    raise InvalidValue(f"{self.name} cannot have the key {key!r}: it would be read as {read!r}")
+                spelled = _spell(read)  # 1 and 1.0 are one key
         except (msgspec.MsgspecError, TypeError, ValueError, UnicodeEncodeError) as error:
+            if isinstance(error, InvalidValue):
+                raise
             raise InvalidValue(f"{self.name} cannot have this key: {error}") from error
         if not 0 < len(spelled) <= 1024:
             raise InvalidValue(f"a key of {self.name} must have 1 to 1,024 bytes, not {len(spelled):,}")
@@ -81,6 +86,18 @@ class Keys(Generic[T]):
             return msgspec.convert(spelled.decode(), self._type, strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _mismatch(self.name, error) from error
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except TypeError:  # the sorting encoder takes no mapping with other keys than strings
+        return _encoder.encode(msgspec.to_builtins(value, str_keys=True, order="sorted"))
+
+
+def _spell(key: object) -> bytes:
+    (text,) = msgspec.json.decode(_plain_encoder.encode({key: None}))
+    return cast("str", text).encode()
 
 
 def _mismatch(name: str, error: Exception) -> SchemaMismatch:
