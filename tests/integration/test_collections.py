@@ -616,6 +616,75 @@ async def test_several_workers_get_each_item_to_exactly_one(ana: Customer, conne
 # Bad input
 
 
+def bad_calls() -> list[tuple[str, Callable[[Customer], Any]]]:
+    """Calls that cannot be, as one says them."""
+    of: list[tuple[Any, str]] = [
+        (texts, """put("", "x")|put(5, "x")|put(None, "x")|put([1], "x")|put("a", 5)|put("a", None)
+            put("a", "\\ud800")|put("\\ud800", "x")|put("x" * 1025, "x")|put("a", "x" * 65536)|put("a", "x", ttl=5)
+            put("a", "x", ttl=timedelta())|put("a", "x", ttl=timedelta(-1))|update({})|update(5)|update([("a", "b")])
+            update({str(n): "" for n in range(1001)})|add("a", object())|remove()|remove(5)|pop(5)|increment("a", 1.5)
+            increment("a", True)|increment("a", 2**53)|increment("a")|get(5)|get_many()|contains(5)|get("\\ud800")
+            put("a", "x", operation_id="")|put("a", "x", operation_id="x" * 257)|put("a", "x", operation_id="omnistate:1")"""),
+        (by_number, """put("5", "x")|put(True, "x")|put("x", "x")|put(None, "x")|get("5")|remove("5")"""),
+        (numbers, """append()|append("x")|append(True)|append(1.5)|append(None)|append(NAN)|append(*range(1001))
+            pop_many(0)|pop_many(-1)|pop_many(1001)|pop_many(True)|pop_many("1")|popleft_many(1.0)|set("0", 1)|set(0, "x")
+            set(True, 1)|get("x")|get(1.5)|get(None)|slice("a")|slice(0, "b")|slice(1.5)|set(10**30, 1)|get(10**30)
+            slice(10**30)|slice(0, -(10**30))"""),
+        (recent, """append("\\ud800")|append("x" * 65536)|append("a", 5)"""),
+        (tags, """add()|add(5)|add(None)|add("\\ud800")|add("x" * 65536)|discard()|discard(5)|contains(5)
+            contains_many()|add("a", ["b"])|add({"a"})"""),
+        (best, """put("a", "5")|put("a", NAN)|put("a", INF)|put("a", -INF)|put("a", None)|put("a", True)
+            put("a", 10**400)|put(5, 1)|put("\\ud800", 1)|put(["a"], 1)|update({})|update(5)|update({"a": 1, "b": NAN})
+            increment("a", NAN)|increment("a", "1")|remove()|pop_lowest(0)|pop_highest("1")|score(5)|scores()|rank(5)
+            between(NAN)|between("a")|between(10**400)|between(offset="x")|between(limit="x")|between(offset=-1)
+            range("x")|range(0, "x")|top("x")|top(-1)|count(NAN)|count(most="x")|raise_to("a", NAN)|lower_to("a", INF)"""),
+        (points, """add(1.5)|add("1")|add(True)|add(None)|add(2**53)|set(NAN)|set("5")|set(-(2**53))"""),
+        (visitors, """add()|add(5)|add("\\ud800")|add("x" * 65536)"""),
+        (work, """put()|put(5)|put("\\ud800")|put("x" * 65536)|put("a", delay=5)|put("a", delay=timedelta(-1))
+            claim(lease=5)|claim(lease=timedelta())|claim_many(0)|claim_many("1")|wait(lease=5)|wait(timeout=5)"""),
+    ]  # fmt: skip
+
+    def call(declared: Any, said: str) -> Callable[[Customer], Any]:
+        return lambda ana: eval("held." + said, globals(), {"held": ana.collection(declared)})
+
+    listed = [(declared, one.strip()) for declared, said in of for one in said.replace("\n", "|").split("|")]
+    return [(f"{declared.name}.{said}", call(declared, said)) for declared, said in listed]
+
+
+@pytest.mark.parametrize("before", ["absent", "present"])
+async def test_bad_input_is_our_error_and_changes_nothing(ana: Customer, stored: Stored, before: str) -> None:
+    if before == "present":
+        await ana.collection(texts).put("a", "x")
+        await ana.collection(by_number).put(5, "x")
+        await ana.collection(numbers).append(1, 2)
+        await ana.collection(recent).append("a")
+        await ana.collection(tags).add("a")
+        await ana.collection(best).put("a", 1)
+        await ana.collection(points).add(1)
+        await ana.collection(visitors).add("a")
+        await ana.collection(work).put("a")
+    else:
+        await ana.position()
+    held = stored.everything()
+    wrong = []
+    for said, call in bad_calls():
+        if before == "absent" and said == 'texts.increment("a")':
+            continue
+        try:
+            got = await call(ana)
+            wrong.append(f"{said} gave {got!r}")
+        except omnistate.StoreError as error:
+            wrong.append(f"{said} was left to the server: {error}")
+        except omnistate.OmnistateError:
+            pass
+        except Exception as error:
+            wrong.append(f"{said} raised {error!r}")
+        if stored.everything() != held:
+            wrong.append(f"{said} changed what is stored")
+            held = stored.everything()
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     "declare",
     [
