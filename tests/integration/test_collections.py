@@ -764,6 +764,27 @@ async def test_nothing_of_an_expired_collection_comes_back(ana: Customer, stored
     assert types[: len(expected)] == expected
 
 
+async def test_an_operation_that_finds_nothing_does_not_bring_an_expired_collection_back(
+    ana: Customer, stored: Stored
+) -> None:
+    await fill(ana)
+    (item,) = await ana.collection(kept_work).claim_many(1)
+    for name in NAMES:
+        stored.expire(name)
+    assert await ana.collection(kept).pop("old") is None
+    assert await ana.collection(kept).remove("old") == 0
+    assert await ana.collection(kept_list).pop() is None
+    assert await ana.collection(kept_set).discard("old") == 0
+    assert await ana.collection(kept_scores).pop_lowest() == []
+    assert await ana.collection(kept_work).claim() is None
+    with pytest.raises(omnistate.LeaseLost):
+        await item.done()
+    for declared in (kept, kept_list, kept_set, kept_scores, kept_work):
+        assert await ana.collection(declared).version() == 0
+        assert stored.header(declared.name) == []
+    assert stored.raw.scard(stored.log.written[3]) == 2  # the two counters, where no such operation came
+
+
 async def test_the_keys_of_a_collection_expire_after_its_deadline(ana: Customer, stored: Stored, raw: Redis) -> None:
     await fill(ana)
     for name in NAMES:

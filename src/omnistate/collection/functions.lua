@@ -476,6 +476,11 @@ local function apply_collection(log, part, args, at, last)
   local result, tail, grown = part.operation.apply(log, part, args, at + 8, last)
   if not tail then
     if log.offset == before then return result end  -- nothing has changed
+    if not part.version then  -- what has changed is that the old one is known to have expired
+      redis_call('SREM', log.keys[4], entry)
+      redis_call('HDEL', log.keys[1], entry)
+      return result
+    end
     grown = 0
   else
     append(log, args[at + 7] .. tail)
