@@ -318,6 +318,18 @@ async def test_a_change_ends_what_has_expired_first_and_says_so(
     assert (first["type"], first["collection"], first["fields"]) == ("collection.entries_expired", "coupons", ["a"])
 
 
+async def test_entries_that_have_expired_make_room(ana: Customer, stored: Stored) -> None:
+    held = ana.collection(coupons)
+    await held.update({"a": 1, "b": 2, "c": 3}, ttl=HOUR)
+    for key in "abc":
+        stored.expire_entry("coupons", key)
+    assert await held.increment("x") == 1
+    assert await held.update({"a": 4, "y": 5}) == 2
+    with pytest.raises(omnistate.CollectionFull):
+        await held.put("z", 1)
+    assert await held.all() == {"x": 1, "a": 4, "y": 5}
+
+
 async def test_a_put_without_ttl_makes_an_entry_stay(ana: Customer, stored: Stored, raw: Redis) -> None:
     held = ana.collection(coupons)
     await held.put("a", 1, ttl=HOUR)

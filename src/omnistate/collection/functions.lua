@@ -92,6 +92,13 @@ local function lives(log, part, key)
   return not deadline or tonumber(deadline) > log.now
 end
 
+-- How many entries live.
+local function count_map(log, part)
+  if not part.version then return 0 end
+  local held = redis_call('HLEN', part.key)
+  return part.more == '' and held or held - redis_call('ZCOUNT', part.keys[2], '-inf', text(log.now))
+end
+
 -- Removes the entries whose deadlines have passed, with an event. Returns the next deadline, or nil.
 local function purge_map(log, map, entry, header, deadlines)
   local gone, names = redis_call('ZRANGE', deadlines, '-inf', text(log.now), 'BYSCORE'), {}
@@ -118,7 +125,7 @@ local function map_put_check(log, part, args, at, last)
       return {'exists'}
     end
   end
-  return new > 0 and too_many(part, part.version and redis_call('HLEN', part.key) or 0, new)
+  return new > 0 and too_many(part, count_map(log, part), new)
 end
 
 local function map_put(log, part, args, at, last)
@@ -186,7 +193,7 @@ collections.map = {
     check = function(log, part, args, at)
       local alive = part.version and lives(log, part, args[at])
       if sum_is_bad(alive and redis_call('HGET', part.key, args[at]), args[at + 1]) then return {'not_integer', args[at]} end
-      return not alive and too_many(part, part.version and redis_call('HLEN', part.key) or 0, 1)
+      return not alive and too_many(part, count_map(log, part), 1)
     end,
     apply = function(_, part, args, at)
       local before = redis_call('HSTRLEN', part.key, args[at])
