@@ -373,6 +373,31 @@ async def test_a_full_set_takes_no_new_value(ana: Customer, stored: Stored) -> N
     assert stored.everything() == before
 
 
+async def test_a_value_that_is_given_twice_needs_room_once(ana: Customer) -> None:
+    held = ana.collection(tags)
+    await held.add("a", "b")
+    assert await held.add("c", "c", "c") == 1
+    assert await held.discard("c", "c") == 1
+
+
+async def test_values_that_are_equal_are_one_member(ana: Customer) -> None:
+    ratios: Set[float] = Set(float, name="set_of_floats")
+    held = ana.collection(ratios)
+    assert [await held.add(1), await held.add(1.0), await held.size(), await held.contains(1)] == [1, 0, 1, True]
+    ranked: SortedSet[float] = SortedSet(float, name="sorted_floats")
+    board = ana.collection(ranked)
+    assert [await board.put(1, 5), await board.put(1.0, 6), await board.score(1)] == [True, False, 6]
+
+
+async def test_members_that_python_cannot_hold_in_a_set_are_refused(ana: Customer) -> None:
+    lists: Set[Any] = Set(Any, name="set_of_anything")
+    with pytest.raises(omnistate.InvalidValue, match="unhashable"):
+        await ana.collection(lists).add([1])
+    pairs: Set[tuple[int, int]] = Set(tuple[int, int], name="set_of_pairs")
+    assert await ana.collection(pairs).add((1, 2)) == 1
+    assert await ana.collection(pairs).all() == {(1, 2)}
+
+
 async def test_a_large_set_is_read_page_by_page(ana: Customer) -> None:
     many: Set[int] = Set(int, name="many")
     held = ana.collection(many)

@@ -402,7 +402,8 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
         return self._set("discard", values, operation_id)
 
     def _set(self, operation: str, values: Sequence[T], operation_id: str | None) -> Awaitable[int]:
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        given = (self.declaration.values.encode(value) for value in _checked(values))
+        encoded = list(dict.fromkeys(given))  # what is given twice needs room once
         return self._change(operation, b',"values":[' + b",".join(encoded) + b"]", encoded, _as_count, operation_id)
 
     async def contains(self, value: T) -> bool:

@@ -16,12 +16,12 @@ _plain_encoder = msgspec.json.Encoder()
 
 
 class Values(Generic[T]):
-    """Encodes and checks the values of one type."""
+    """Encodes and checks the values of one type. `are_members`: readers get them in sets or as keys of a dict."""
 
-    __slots__ = ("_decode", "_type", "name")
+    __slots__ = ("_are_members", "_decode", "_type", "name")
 
-    def __init__(self, name: str, type_: type[T]) -> None:
-        self.name, self._type = name, type_
+    def __init__(self, name: str, type_: type[T], *, are_members: bool = False) -> None:
+        self.name, self._type, self._are_members = name, type_, are_members
         try:
             self._decode = msgspec.json.Decoder(type_).decode
         except (TypeError, NameError) as error:
@@ -31,7 +31,10 @@ class Values(Generic[T]):
         """The value as JSON. Raises `InvalidValue`, `ValueTooDeep`, `ValueTooLarge`."""
         try:
             encoded = _encode(value)
-            self._decode(encoded)
+            read = self._decode(encoded)
+            if self._are_members:
+                hash(read)
+                encoded = _encode(read)  # as a float, 1 is 1.0: one member, not two
         except RecursionError:
             raise ValueTooDeep(self.name, limit=64) from None
         except (msgspec.MsgspecError, TypeError, ValueError, UnicodeEncodeError) as error:
