@@ -88,7 +88,7 @@ class CollectionHandle(Generic[C, R]):
         leave = await self._place.services.feed.join(self._target.log, inbox)
         kind = self.declaration.kind
         try:
-            found = await self._read("count" if kind == "unique" else "all")
+            found = await self._read({"unique": "count", "queue": "len"}.get(kind, "all"))
             position = found.position
             if not position.epoch:
                 position = await self._place.services.link.execute(open_log(self._target.log))
@@ -645,7 +645,7 @@ class Item(Generic[T]):
 
 
 class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
-    """A `WorkQueue`. Items are given out in the order in which they were put."""
+    """A `WorkQueue`. Items are given out in the order in which they were put. `watch` gives how many there are in all."""
 
     __slots__ = ()
 
