@@ -15,7 +15,8 @@ from redis import Redis
 
 import omnistate
 from omnistate import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
-from omnistate.store import Keyspace
+from omnistate.collection import own_keys
+from omnistate.store import Command, Keyspace
 
 INF, NAN = float("inf"), float("nan")
 HOUR = timedelta(hours=1)
@@ -101,6 +102,14 @@ class Stored:
 @pytest.fixture
 def stored(raw: Redis, tenant: str) -> Stored:
     return Stored(raw, tenant)
+
+
+async def sweep(ana: Customer, stored: Stored, name: str, kind: str) -> int:
+    """What the sweeper does with a collection; the number of events."""
+    keys = own_keys(stored.log, kind, name)
+    arguments = (0, "", "doc:" + name, len(keys), 0)
+    command = Command("log_expire", (*stored.log.written, *keys), arguments, int, "sweep")
+    return await ana._services.link.execute(command)
 
 
 @contextlib.asynccontextmanager
@@ -328,6 +337,30 @@ async def test_entries_that_have_expired_make_room(ana: Customer, stored: Stored
     with pytest.raises(omnistate.CollectionFull):
         await held.put("z", 1)
     assert await held.all() == {"x": 1, "a": 4, "y": 5}
+
+
+async def test_the_bytes_of_entries_that_have_expired_are_free_again(ana: Customer, stored: Stored) -> None:
+    held = ana.collection(texts)
+    large = "x" * 60_000
+    for _ in range(3):  # twice as much as a map may hold
+        for at in range(0, 200, 100):
+            await held.update({str(number): large for number in range(at, at + 100)}, ttl=HOUR)
+        for number in range(200):
+            stored.expire_entry("texts", str(number))
+    await held.put("a", "b")
+    assert int(stored.header("texts")[2]) == len("a") + len('"b"')
+
+
+async def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) -> None:
+    held = ana.collection(coupons)
+    await held.update({"a": 1, "b": 2}, ttl=HOUR)
+    await held.put("c", 3)
+    for key in "ab":
+        stored.expire_entry("coupons", key)
+    await sweep(ana, stored, "coupons", "map")
+    assert int(stored.header("coupons")[2]) == len("c") + len("3")
+    assert await held.all() == {"c": 3}
+    assert [one for one in stored.header("coupons") if one.startswith("next=")] == []
 
 
 async def test_a_put_without_ttl_makes_an_entry_stay(ana: Customer, stored: Stored, raw: Redis) -> None:

@@ -99,10 +99,20 @@ local function count_map(log, part)
   return part.more == '' and held or held - redis_call('ZCOUNT', part.keys[2], '-inf', text(log.now))
 end
 
--- Removes the entries whose deadlines have passed, with an event. Returns the next deadline, or nil.
+local function weigh_entries(map, names)
+  local bytes = 0
+  for _, name in ipairs(names) do
+    local size = redis_call('HSTRLEN', map, name)
+    if size > 0 then bytes = bytes + #name + size end
+  end
+  return bytes
+end
+
+-- Removes the entries whose deadlines have passed, with an event. Returns the next deadline, or nil, and their bytes.
 local function purge_map(log, map, entry, header, deadlines)
   local gone, names = redis_call('ZRANGE', deadlines, '-inf', text(log.now), 'BYSCORE'), {}
   for i, key in ipairs(gone) do names[i] = quote(key) end
+  local freed = weigh_entries(map, gone)
   if #gone > 0 then
     append(log, begin_event(entry, header, 'entries_expired') .. ',"fields":[' .. concat(names, ',') .. ']')
     for i = 1, #gone, 1000 do
@@ -112,7 +122,7 @@ local function purge_map(log, map, entry, header, deadlines)
     end
   end
   local first = redis_call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
-  return first[2] and tonumber(first[2])
+  return first[2] and tonumber(first[2]), freed
 end
 
 -- arguments: 'any' | 'absent', time to live in ms, 0 for none, or '' to leave it as it is, key, value ...
@@ -462,7 +472,11 @@ local function check_collection(log, part, args, at, last)
   part.operation = collections[args[at + 4]][args[at + 6]]
   local grown = 0
   for i = at + 8, last do grown = grown + #args[i] end
-  if part.bytes + grown > COLLECTION_BYTES then return {'large', text(part.bytes + grown)} end
+  if part.bytes + grown > COLLECTION_BYTES then
+    local gone = found == 'map' and redis_call('ZRANGE', part.keys[2], '-inf', text(log.now), 'BYSCORE') or {}
+    local bytes = part.bytes + grown - weigh_entries(part.key, gone)
+    if bytes > COLLECTION_BYTES then return {'large', text(bytes)} end
+  end
   local reply = part.operation.check and part.operation.check(log, part, args, at + 8, last)
   if reply then return reply end
   if not version or part.bytes + grown - (part.bytes + grown) % WEIGHED > part.bytes then
@@ -478,7 +492,9 @@ local function apply_collection(log, part, args, at, last)
   end
   part.nearest = tonumber(match(part.more, ' next=(%d+)'))
   if part.nearest and part.nearest <= log.now then
-    part.nearest = collection_kinds[args[at + 4]](log, part.key, entry, part.header, part.keys[2])
+    local freed
+    part.nearest, freed = collection_kinds[args[at + 4]](log, part.key, entry, part.header, part.keys[2])
+    part.bytes = part.bytes - (freed or 0)
   end
   local result, tail, grown = part.operation.apply(log, part, args, at + 8, last)
   if not tail then

@@ -502,8 +502,11 @@ local function log_expire(keys, args)
       local nearest = tonumber(match(more, ' next=(%d+)'))
       if nearest and nearest <= log.now then
         local purge_ = collection_kinds[match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')] or purge
-        local offset = log.offset
-        nearest = purge_(log, keys[key], entry, header, keys[key + 1])
+        local offset, freed = log.offset, nil
+        nearest, freed = purge_(log, keys[key], entry, header, keys[key + 1])
+        if freed then
+          header = gsub(header, '^(%d+ %x+) (%d+)', function(at, bytes) return at .. ' ' .. text(math_max(bytes - freed, 0)) end)
+        end
         header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
         if log.offset > offset then header = gsub(header, '^%d+ %x+', log.position) end
         fields[#fields + 1], fields[#fields + 2] = entry, header
