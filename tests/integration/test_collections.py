@@ -864,6 +864,31 @@ async def test_the_keys_of_a_collection_expire_after_its_deadline(ana: Customer,
             assert raw.pexpiretime(stored.key(name, part)) > deadline, (name, part)
 
 
+@pytest.mark.parametrize("swept", [False, True])
+async def test_a_map_whose_entries_have_all_expired_gets_its_time_out_again(
+    ana: Customer, stored: Stored, raw: Redis, swept: bool
+) -> None:
+    held = ana.collection(kept)
+    await held.put("a", 1, ttl=HOUR)
+    stored.expire_entry("kept", "a")
+    if swept:
+        assert await sweep(ana, stored, "kept", "map") == 1
+        assert not raw.exists(stored.key("kept"))
+    await held.put("b", 1)
+    assert raw.pexpiretime(stored.key("kept")) > int(stored.header("kept")[3])
+
+
+async def test_a_collection_that_loses_its_ttl_keeps_all_its_keys(ana: Customer, stored: Stored, raw: Redis) -> None:
+    await fill(ana)
+    await ana.collection(Map(str, int, name="kept")).put("new", 1)
+    await ana.collection(WorkQueue(str, name="kept_work")).put("new")
+    for key in (key for key in stored.everything() if b":doc:kept:" in key or key.endswith(b"kept")):
+        assert raw.ttl(key) == -1, key
+    for part in ("", "ready", "leased"):
+        assert raw.ttl(stored.key("kept_work", part)) == -1, part
+    assert raw.ttl(stored.key("kept", "due")) == -1
+
+
 async def test_a_lifetime_ends_however_often_it_is_written(ana: Customer, stored: Stored) -> None:
     await ana.collection(short_lived).put("a", 1)
     deadline = stored.header("short_lived")[3]

@@ -468,7 +468,7 @@ local function check_collection(log, part, args, at, last)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
   local found = version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
   if found and found ~= args[at + 4] then return {'kind', found} end
-  part.version, part.bytes, part.collected, part.more, part.limit = version, bytes or 0, collected, more or '', args[at + 5]
+  part.version, part.bytes, part.collected, part.more, part.limit = version, bytes or 0, collected or 0, more or '', args[at + 5]
   part.operation = collections[args[at + 4]][args[at + 6]]
   local grown = 0
   for i = at + 8, last do grown = grown + #args[i] end
@@ -495,6 +495,7 @@ local function apply_collection(log, part, args, at, last)
     local freed
     part.nearest, freed = collection_kinds[args[at + 4]](log, part.key, entry, part.header, part.keys[2])
     part.bytes = part.bytes - (freed or 0)
+    if redis_call('EXISTS', part.key) == 0 then part.collected = 0 end  -- its time-out went with the last entry
   end
   local result, tail, grown = part.operation.apply(log, part, args, at + 8, last)
   if not tail then
@@ -513,8 +514,12 @@ local function apply_collection(log, part, args, at, last)
   if part.nearest then extra = extra .. ' next=' .. text(part.nearest) end
   part.deadline, part.outlive = part.version and tonumber(match(part.header, '^%d+ %x+ %d+ (%d+)')) or 0, 0
   local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, not part.version)
-  if deadline > 0 then
-    for i = 2, #part.keys do redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + 1000)) end
+  for i = 2, #part.keys do
+    if deadline > 0 then
+      redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + 1000))
+    elseif part.collected > 0 then  -- it had a time to live, and has none any more
+      redis_call('PERSIST', part.keys[i])
+    end
   end
   if not part.version then redis_call('SADD', log.keys[4], entry) end
   local bytes = part.bytes + grown

@@ -508,7 +508,11 @@ local function log_expire(keys, args)
           header = gsub(header, '^(%d+ %x+) (%d+)', function(at, bytes) return at .. ' ' .. text(math_max(bytes - freed, 0)) end)
         end
         header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
-        if log.offset > offset then header = gsub(header, '^%d+ %x+', log.position) end
+        if log.offset > offset then
+          header = gsub(header, '^%d+ %x+', log.position)
+          -- Its time-out went with the last entry: the next write gives it another.
+          if redis_call('EXISTS', keys[key]) == 0 then header = gsub(header, '^(%d+ %x+ %d+ %d+) %d+', '%1 0') end
+        end
         fields[#fields + 1], fields[#fields + 2] = entry, header
       end
     end
