@@ -803,6 +803,47 @@ async def fill(ana: Customer) -> None:
 NAMES = ["kept", "kept_list", "kept_set", "kept_scores", "kept_counter", "kept_unique", "kept_work"]
 
 
+async def test_a_collection_that_holds_as_much_as_it_may_can_be_emptied(ana: Customer, stored: Stored) -> None:
+    large = "x" * 60_000
+    await fill(ana)
+    await ana.collection(kept_set).add(*(f"{number}{large}" for number in range(200)))
+    await ana.collection(kept_list).append("a", "b")
+    await ana.collection(kept_work).put("c")
+    for name in NAMES:
+        header = stored.header(name)
+        header[2] = str(16 * 1024 * 1024)
+        stored.raw.hset(stored.log.meta, "doc:" + name, " ".join(header))
+    before = stored.everything()
+    for call in (
+        ana.collection(kept).put("new", 1),
+        ana.collection(kept_list).append("new"),
+        ana.collection(kept_set).add("new"),
+        ana.collection(kept_scores).put("new", 1),
+        ana.collection(kept_work).put("new"),
+    ):
+        with pytest.raises(omnistate.ValueTooLarge):
+            await call
+    assert stored.everything() == before
+    assert await ana.collection(kept).remove("old") == 1
+    assert await ana.collection(kept).pop("older") == 1
+    assert await ana.collection(kept_list).pop() == "b"
+    assert await ana.collection(kept_set).discard(*(f"{number}{large}" for number in range(200))) == 200
+    assert await ana.collection(kept_scores).remove("old") == 1
+    (item,) = await ana.collection(kept_work).claim_many(1)
+    await item.done()
+
+
+async def test_what_removes_needs_no_room_for_another_collection(ana: Customer, stored: Stored) -> None:
+    docs = stored.log.written[3]
+    await ana.collection(tags).add("a")
+    stored.raw.sadd(docs, *(f"doc:other{number}" for number in range(999)))
+    assert await ana.collection(numbers).pop() is None
+    assert await ana.collection(texts).remove("a") == 0
+    with pytest.raises(omnistate.QuotaExceeded):
+        await ana.collection(numbers).append(1)
+    assert await ana.collection(tags).add("b") == 1
+
+
 async def test_nothing_of_an_expired_collection_comes_back(ana: Customer, stored: Stored) -> None:
     await fill(ana)
     for name in NAMES:

@@ -6,7 +6,9 @@
 -- - map: the deadlines of entries (sorted set); - queue: ready (sorted set by order), leased (sorted set by deadline);
 -- - unique: a key that is there during a merge only.
 
-local collections = {}  -- kind -> operation -> {check, apply}; see `part_of_collection`
+-- kind -> operation -> {check, apply, frees}; see `check_collection`. frees: it makes nothing larger, so it is never refused
+-- for the size of what is there, by which a full collection could not be emptied.
+local collections = {}
 
 -- Values that the caller gets back, as "<length>:<value>" one after the other.
 local function packed(values)
@@ -74,7 +76,7 @@ end
 collections.list = {
   prepend = {apply = list_prepend},
   push = {apply = list_push},
-  pop = {apply = list_pop},
+  pop = {frees = true, apply = list_pop},
   set = {
     check = function(_, part, args, at)
       if not part.version or not redis_call('LINDEX', part.key, args[at]) then return {'absent'} end
@@ -197,8 +199,8 @@ end
 collections.map = {
   fill = {apply = map_fill},
   put = {check = map_put_check, apply = map_put},
-  remove = {apply = map_remove},
-  take = {apply = map_take},
+  remove = {frees = true, apply = map_remove},
+  take = {frees = true, apply = map_take},
   add = {  -- key, amount
     check = function(log, part, args, at)
       local alive = part.version and lives(log, part, args[at])
@@ -234,6 +236,7 @@ collections.set = {
     end,
   },
   discard = {
+    frees = true,
     apply = function(_, part, args, at, last)
       local removed, grown = 0, 0
       for i = at, last do
@@ -326,8 +329,8 @@ collections.sorted = {
     end,
     apply = sorted_increment,
   },
-  remove = {apply = sorted_remove},
-  pop = {apply = sorted_pop},
+  remove = {frees = true, apply = sorted_remove},
+  pop = {frees = true, apply = sorted_pop},
 }
 
 -- Counters. arguments: 'add' amount, or 'set' value; then the least and the most that it may be, or ''.
@@ -404,10 +407,13 @@ local function queue_claim(log, part, args, at)
     redis_call('ZADD', ready, id, id)
   end
   local taken, found, said = redis_call('ZPOPMIN', ready, args[at]), {}, {}
+  local grown = 0
   for i = 1, #taken, 2 do
     local id = taken[i]
     local attempts, payload = match(redis_call('HGET', items, id), '^(%d+) (.*)$')
+    local before = #attempts
     attempts = text(attempts + 1)
+    grown = grown + #attempts - before
     redis_call('HSET', items, id, attempts .. ' ' .. payload)
     redis_call('ZADD', leased, text(log.now + args[at + 1]), id)
     found[#found + 1], found[#found + 2], found[#found + 3] = id, attempts, payload
@@ -417,7 +423,7 @@ local function queue_claim(log, part, args, at)
     local nearest = redis_call('ZRANGE', leased, 0, 0, 'WITHSCORES')
     return 'wait ' .. (nearest[2] and text(tonumber(nearest[2]) - log.now) or '')
   end
-  return packed(found), ',"claims":[' .. concat(said, ',') .. ']', 0
+  return packed(found), ',"claims":[' .. concat(said, ',') .. ']', grown
 end
 
 -- arguments: 'done' | 'return' | 'extend', id, attempt, ms
@@ -450,8 +456,8 @@ collections.queue = {
     end,
     apply = queue_put_items,
   },
-  claim = {apply = queue_claim},
-  settle = {check = queue_settle_check, apply = queue_settle_item},
+  claim = {frees = true, apply = queue_claim},
+  settle = {frees = true, check = queue_settle_check, apply = queue_settle_item},
 }
 
 -- The other kinds have no entries with deadlines of their own.
@@ -468,17 +474,21 @@ local function check_collection(log, part, args, at, last)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
   local found = version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
   if found and found ~= args[at + 4] then return {'kind', found} end
-  part.version, part.bytes, part.collected, part.more, part.limit = version, bytes or 0, collected or 0, more or '', args[at + 5]
+  part.version, part.bytes, part.collected = version, bytes or 0, collected or 0
+  part.more, part.limit = more or '', args[at + 5]
   part.operation = collections[args[at + 4]][args[at + 6]]
   local grown = 0
-  for i = at + 8, last do grown = grown + #args[i] end
-  if part.bytes + grown > COLLECTION_BYTES then
+  if not part.operation.frees then
+    for i = at + 8, last do grown = grown + #args[i] end
+  end
+  if grown > 0 and part.bytes + grown > COLLECTION_BYTES then
     local gone = found == 'map' and redis_call('ZRANGE', part.keys[2], '-inf', text(log.now), 'BYSCORE') or {}
     local bytes = part.bytes + grown - weigh_entries(part.key, gone)
     if bytes > COLLECTION_BYTES then return {'large', text(bytes)} end
   end
   local reply = part.operation.check and part.operation.check(log, part, args, at + 8, last)
   if reply then return reply end
+  if part.operation.frees then return nil end
   if not version or part.bytes + grown - (part.bytes + grown) % WEIGHED > part.bytes then
     return over_quota(log, args[at], part.bytes + grown, part.bytes, not version)
   end

@@ -505,7 +505,8 @@ local function log_expire(keys, args)
         local offset, freed = log.offset, nil
         nearest, freed = purge_(log, keys[key], entry, header, keys[key + 1])
         if freed then
-          header = gsub(header, '^(%d+ %x+) (%d+)', function(at, bytes) return at .. ' ' .. text(math_max(bytes - freed, 0)) end)
+          local at, bytes, rest = match(header, '^(%d+ %x+ )(%d+)(.*)$')
+          header = at .. text(math_max(bytes - freed, 0)) .. rest
         end
         header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
         if log.offset > offset then
