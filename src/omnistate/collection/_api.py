@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from math import isfinite, isnan
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -87,7 +88,7 @@ class CollectionHandle(Generic[C, R]):
         leave = await self._place.services.feed.join(self._target.log, inbox)
         kind = self.declaration.kind
         try:
-            found = await self._read("count" if kind == "unique" else "all")
+            found = await self._read({"unique": "count", "queue": "len"}.get(kind, "all"))
             position = found.position
             if not position.epoch:
                 position = await self._place.services.link.execute(open_log(self._target.log))
@@ -173,6 +174,18 @@ def _checked(values: Iterable[Any]) -> list[Any]:
     return found
 
 
+def _pairs(values: Mapping[K, V]) -> Iterable[tuple[K, V]]:
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"update takes a mapping, not a {type(values).__name__}")
+    return values.items()
+
+
+def _index(value: int, what: str = "an index", least: int = -_MOST) -> int:
+    if type(value) is not int or not least <= value <= _MOST:
+        raise InvalidInput(f"{what} must be an int {'within 2^53' if least else 'from 0 on'}, not {value!r}")
+    return value
+
+
 def _count(count: int) -> int:
     if type(count) is not int or not 1 <= count <= MOST_AT_ONCE:
         raise InvalidInput(f"count must be an int from 1 to {MOST_AT_ONCE:,}")
@@ -228,21 +241,22 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
 
     def set(self, index: int, value: T, *, operation_id: str | None = None) -> Awaitable[None]:
         """Replaces the value at an index, from the right end where it is negative. Raises `NotThere`. One round trip."""
-        if type(index) is not int:
-            raise InvalidInput(f"an index must be an int, not {type(index).__name__}")
+        _index(index)
         encoded = self.declaration.values.encode(value)
         return self._change("set", b',"value":' + encoded, (index, encoded), lambda _: None, operation_id)
 
     async def get(self, index: int) -> T | None:
         """The value at an index, None where there is none. One round trip."""
-        found = (await self._read("range", index, index)).values
+        found = (await self._read("range", _index(index), index)).values
         return self.declaration.values.decode(found[0]) if found else None
 
     async def slice(self, start: int = 0, stop: int | None = None) -> list[T]:
         """The values of `list[start:stop]`. One round trip; costs what lies between, and the way there."""
+        last = -1 if stop is None else _index(stop) - 1
+        _index(start)
         if stop == 0:
             return []
-        found = await self._read("range", start, -1 if stop is None else stop - 1)
+        found = await self._read("range", start, last)
         return [self.declaration.values.decode(one) for one in found.values]
 
     async def all(self) -> list[T]:
@@ -276,24 +290,24 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         `ttl` is the time after which the entry is gone; without it, it stays as long as the map, also when it had a deadline
         before. Raises `CollectionFull`.
         """
-        return self._put("any", {key: value}, ttl, lambda result: result == b"1", operation_id)
+        return self._put("any", [(key, value)], ttl, lambda result: result == b"1", operation_id)
 
     def update(
         self, values: Mapping[K, V], *, ttl: timedelta | None = None, operation_id: str | None = None
     ) -> Awaitable[int]:
         """Sets up to 1,000 keys; returns how many are new. One round trip."""
-        return self._put("any", values, ttl, int, operation_id)
+        return self._put("any", _pairs(values), ttl, int, operation_id)
 
     def add(
         self, key: K, value: V, *, ttl: timedelta | None = None, operation_id: str | None = None
     ) -> Awaitable[None]:
         """Sets the value of a key that has none. Raises `AlreadyThere`. One round trip."""
-        return self._put("absent", {key: value}, ttl, lambda _: None, operation_id)
+        return self._put("absent", [(key, value)], ttl, lambda _: None, operation_id)
 
     def _put(
         self,
         how: str,
-        values: Mapping[K, V],
+        values: Iterable[tuple[K, V]],
         ttl: timedelta | None,
         judge: Callable[[bytes], R],
         operation_id: str | None,
@@ -301,7 +315,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         if ttl is not None:
             check_duration("ttl", ttl, _SHORTEST, _LONGEST)
         keys, types = self.declaration.types
-        encoded = [(keys.encode(key), types.encode(value)) for key, value in _checked(values.items())]
+        encoded = [(keys.encode(key), types.encode(value)) for key, value in _checked(values)]
         event = b',"put":{' + b",".join(_json(key.decode()) + b":" + value for key, value in encoded) + b"}"
         arguments = [one for pair in encoded for one in pair]
         ttl_ms = 0 if ttl is None else ttl // timedelta(milliseconds=1)
@@ -389,7 +403,8 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
         return self._set("discard", values, operation_id)
 
     def _set(self, operation: str, values: Sequence[T], operation_id: str | None) -> Awaitable[int]:
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        given = (self.declaration.values.encode(value) for value in _checked(values))
+        encoded = list(dict.fromkeys(given))  # what is given twice needs room once
         return self._change(operation, b',"values":[' + b",".join(encoded) + b"]", encoded, _as_count, operation_id)
 
     async def contains(self, value: T) -> bool:
@@ -427,24 +442,24 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
 
     def put(self, member: T, score: float, *, operation_id: str | None = None) -> Awaitable[bool]:
         """Sets a member's score; true when the member is new. One round trip. Raises `CollectionFull`."""
-        return self._put("any", {member: score}, lambda result: result == b"1", operation_id)
+        return self._put("any", [(member, score)], lambda result: result == b"1", operation_id)
 
     def update(self, scores: Mapping[T, float], *, operation_id: str | None = None) -> Awaitable[int]:
         """Sets up to 1,000 scores; returns how many members are new. One round trip."""
-        return self._put("any", scores, int, operation_id)
+        return self._put("any", _pairs(scores), int, operation_id)
 
     def raise_to(self, member: T, score: float, *, operation_id: str | None = None) -> Awaitable[None]:
         """Sets the score of a member that has none or a lower one: a personal best. One round trip."""
-        return self._put("higher", {member: score}, lambda _: None, operation_id)
+        return self._put("higher", [(member, score)], lambda _: None, operation_id)
 
     def lower_to(self, member: T, score: float, *, operation_id: str | None = None) -> Awaitable[None]:
         """Sets the score of a member that has none or a higher one: a best time. One round trip."""
-        return self._put("lower", {member: score}, lambda _: None, operation_id)
+        return self._put("lower", [(member, score)], lambda _: None, operation_id)
 
     def _put(
-        self, how: str, scores: Mapping[T, float], judge: Callable[[bytes], R], operation_id: str | None
+        self, how: str, scores: Iterable[tuple[T, float]], judge: Callable[[bytes], R], operation_id: str | None
     ) -> Awaitable[R]:
-        pairs = [(self.declaration.values.encode(member), _score(score)) for member, score in _checked(scores.items())]
+        pairs = [(self.declaration.values.encode(member), _score(score)) for member, score in _checked(scores)]
         arguments = [one for member, score in pairs for one in (score, member)]
         return self._change("put", b"", (how, *arguments), judge, operation_id)
 
@@ -484,15 +499,16 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
 
     async def top(self, count: int = 10) -> list[tuple[T, float]]:
         """The members of the highest scores, the highest first. One round trip."""
-        return await self.range(0, count)
+        return await self.range(0, _index(count, "count", 0))
 
     async def range(
         self, start: int = 0, stop: int | None = None, *, highest_first: bool = True
     ) -> list[tuple[T, float]]:
         """Members by rank, as in `list[start:stop]`. One round trip."""
+        last = -1 if stop is None else _index(stop) - 1
+        _index(start)
         if stop == 0:
             return []
-        last = -1 if stop is None else stop - 1
         return self._pairs((await self._read("range", _order(highest_first), start, last)).values)
 
     async def between(
@@ -505,7 +521,8 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
         limit: int = MOST_AT_ONCE,
     ) -> list[tuple[T, float]]:
         """Members by score, both ends included. One round trip."""
-        arguments = (_order(highest_first), _bound(least), _bound(most), offset, limit)
+        page = (_index(offset, "offset", 0), _index(limit, "limit", 0))
+        arguments = (_order(highest_first), _bound(least), _bound(most), *page)
         return self._pairs((await self._read("between", *arguments)).values)
 
     async def count(self, least: float = float("-inf"), most: float = float("inf")) -> int:
@@ -537,15 +554,22 @@ def _order(highest_first: bool) -> str:
 
 
 def _score(score: float) -> str:
-    if isinstance(score, bool) or not isinstance(score, int | float) or score != score or abs(score) == float("inf"):
+    if not _is_number(score) or not isfinite(score):
         raise InvalidValue(f"a score must be a finite number, not {score!r}")
     return repr(float(score))
 
 
 def _bound(score: float) -> str:
-    if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
+    if not _is_number(score) or isnan(score):
         raise InvalidValue(f"a bound must be a number, not {score!r}")
     return repr(float(score))
+
+
+def _is_number(score: object) -> bool:
+    """Whether it is a float, or an int that a float can be."""
+    if isinstance(score, float):
+        return True
+    return isinstance(score, int) and not isinstance(score, bool) and abs(score) < 2**1023
 
 
 class CounterHandle(CollectionHandle[Counter, int]):
@@ -622,7 +646,7 @@ class Item(Generic[T]):
 
 
 class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
-    """A `WorkQueue`. Items are given out in the order in which they were put."""
+    """A `WorkQueue`. Items are given out in the order in which they were put. `watch` gives how many there are in all."""
 
     __slots__ = ()
 
@@ -650,6 +674,8 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         self, *, lease: timedelta = timedelta(seconds=30), timeout: timedelta | None = None
     ) -> Item[T] | None:
         """The next item, as soon as there is one; None after `timeout`. Three round trips, one more for each wake-up."""
+        if timeout is not None:
+            check_duration("timeout", timeout, timedelta(), _LONGEST)
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout.total_seconds()
         inbox = Inbox()

@@ -27,6 +27,8 @@ class CollectionEvent(msgspec.Struct, frozen=True):
     scores: list[tuple[Raw, float]] = []
     member: Raw = Raw(b"")
     score: float = 0
+    ids: list[int] = []
+    how: str = ""
 
 
 class _Sorted(CollectionEvent, frozen=True):
@@ -52,6 +54,8 @@ def initial(kind: str, values: list[Any]) -> Any:
             return set(values)
         case "list":
             return list(values)
+        case "queue":  # how many wait, how many are leased or delayed
+            return sum(map(int, values))
         case _:
             return int(values[0]) if values else 0
 
@@ -87,6 +91,8 @@ def apply_collection_event(kind: str, held: Any, event: CollectionEvent) -> Any:
             return int(bytes(event.value))
         case "unique":
             return event.count
+        case "queue":
+            return held + len(event.ids) - (event.how == "done")
     return held
 
 

@@ -106,6 +106,8 @@ class Collection(Generic[H_co]):
 class OfValues(Collection[H_co], Generic[H_co, T]):
     """Collections whose values are of one type."""
 
+    has_members: ClassVar[bool] = False  # values that are equal in Python are one
+
     def __init__(self, item: type[T], **options: Any) -> None:
         super().__init__(**options)
         self._item = item
@@ -114,7 +116,7 @@ class OfValues(Collection[H_co], Generic[H_co, T]):
     @property
     def values(self) -> Values[T]:
         if self._values is None:
-            self._values = Values(self.name, self._item)
+            self._values = Values(self.name, self._item, are_members=self.has_members)
         return self._values
 
 
@@ -131,6 +133,7 @@ class Set(OfValues["SetHandle[T]", T], Generic[T]):
     """A set of different values. Adding to a full one raises `CollectionFull`; the default limit is 10,000."""
 
     kind = "set"
+    has_members = True
 
 
 class Map(Collection["MapHandle[K, V]"], Generic[K, V]):
@@ -162,6 +165,7 @@ class SortedSet(OfValues["SortedSetHandle[T]", T], Generic[T]):
     """
 
     kind = "sorted"
+    has_members = True
 
     def __init__(self, member: type[T], *, keep: Literal["highest", "lowest"] | None = None, **options: Any) -> None:
         super().__init__(member, **options)

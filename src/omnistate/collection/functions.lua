@@ -6,7 +6,9 @@
 -- - map: the deadlines of entries (sorted set); - queue: ready (sorted set by order), leased (sorted set by deadline);
 -- - unique: a key that is there during a merge only.
 
-local collections = {}  -- kind -> operation -> {check, apply}; see `part_of_collection`
+-- kind -> operation -> {check, apply, frees}; see `check_collection`. frees: it makes nothing larger, so it is never refused
+-- for the size of what is there, by which a full collection could not be emptied.
+local collections = {}
 
 -- Values that the caller gets back, as "<length>:<value>" one after the other.
 local function packed(values)
@@ -74,7 +76,7 @@ end
 collections.list = {
   prepend = {apply = list_prepend},
   push = {apply = list_push},
-  pop = {apply = list_pop},
+  pop = {frees = true, apply = list_pop},
   set = {
     check = function(_, part, args, at)
       if not part.version or not redis_call('LINDEX', part.key, args[at]) then return {'absent'} end
@@ -92,10 +94,27 @@ local function lives(log, part, key)
   return not deadline or tonumber(deadline) > log.now
 end
 
--- Removes the entries whose deadlines have passed, with an event. Returns the next deadline, or nil.
+-- How many entries live.
+local function count_map(log, part)
+  if not part.version then return 0 end
+  local held = redis_call('HLEN', part.key)
+  return part.more == '' and held or held - redis_call('ZCOUNT', part.keys[2], '-inf', text(log.now))
+end
+
+local function weigh_entries(map, names)
+  local bytes = 0
+  for _, name in ipairs(names) do
+    local size = redis_call('HSTRLEN', map, name)
+    if size > 0 then bytes = bytes + #name + size end
+  end
+  return bytes
+end
+
+-- Removes the entries whose deadlines have passed, with an event. Returns the next deadline, or nil, and their bytes.
 local function purge_map(log, map, entry, header, deadlines)
   local gone, names = redis_call('ZRANGE', deadlines, '-inf', text(log.now), 'BYSCORE'), {}
   for i, key in ipairs(gone) do names[i] = quote(key) end
+  local freed = weigh_entries(map, gone)
   if #gone > 0 then
     append(log, begin_event(entry, header, 'entries_expired') .. ',"fields":[' .. concat(names, ',') .. ']')
     for i = 1, #gone, 1000 do
@@ -105,7 +124,7 @@ local function purge_map(log, map, entry, header, deadlines)
     end
   end
   local first = redis_call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
-  return first[2] and tonumber(first[2])
+  return first[2] and tonumber(first[2]), freed
 end
 
 -- arguments: 'any' | 'absent', time to live in ms, 0 for none, or '' to leave it as it is, key, value ...
@@ -118,7 +137,7 @@ local function map_put_check(log, part, args, at, last)
       return {'exists'}
     end
   end
-  return new > 0 and too_many(part, part.version and redis_call('HLEN', part.key) or 0, new)
+  return new > 0 and too_many(part, count_map(log, part), new)
 end
 
 local function map_put(log, part, args, at, last)
@@ -187,13 +206,13 @@ end
 collections.map = {
   fill = {apply = map_fill},
   put = {check = map_put_check, apply = map_put},
-  remove = {apply = map_remove},
-  take = {apply = map_take},
+  remove = {frees = true, apply = map_remove},
+  take = {frees = true, apply = map_take},
   add = {  -- key, amount
     check = function(log, part, args, at)
       local alive = part.version and lives(log, part, args[at])
       if sum_is_bad(alive and redis_call('HGET', part.key, args[at]), args[at + 1]) then return {'not_integer', args[at]} end
-      return not alive and too_many(part, part.version and redis_call('HLEN', part.key) or 0, 1)
+      return not alive and too_many(part, count_map(log, part), 1)
     end,
     apply = function(_, part, args, at)
       local before = redis_call('HSTRLEN', part.key, args[at])
@@ -224,6 +243,7 @@ collections.set = {
     end,
   },
   discard = {
+    frees = true,
     apply = function(_, part, args, at, last)
       local removed, grown = 0, 0
       for i = at, last do
@@ -316,8 +336,8 @@ collections.sorted = {
     end,
     apply = sorted_increment,
   },
-  remove = {apply = sorted_remove},
-  pop = {apply = sorted_pop},
+  remove = {frees = true, apply = sorted_remove},
+  pop = {frees = true, apply = sorted_pop},
 }
 
 -- Counters. arguments: 'add' amount, or 'set' value; then the least and the most that it may be, or ''.
@@ -394,10 +414,13 @@ local function queue_claim(log, part, args, at)
     redis_call('ZADD', ready, id, id)
   end
   local taken, found, said = redis_call('ZPOPMIN', ready, args[at]), {}, {}
+  local grown = 0
   for i = 1, #taken, 2 do
     local id = taken[i]
     local attempts, payload = match(redis_call('HGET', items, id), '^(%d+) (.*)$')
+    local before = #attempts
     attempts = text(attempts + 1)
+    grown = grown + #attempts - before
     redis_call('HSET', items, id, attempts .. ' ' .. payload)
     redis_call('ZADD', leased, text(log.now + args[at + 1]), id)
     found[#found + 1], found[#found + 2], found[#found + 3] = id, attempts, payload
@@ -407,7 +430,7 @@ local function queue_claim(log, part, args, at)
     local nearest = redis_call('ZRANGE', leased, 0, 0, 'WITHSCORES')
     return 'wait ' .. (nearest[2] and text(tonumber(nearest[2]) - log.now) or '')
   end
-  return packed(found), ',"claims":[' .. concat(said, ',') .. ']', 0
+  return packed(found), ',"claims":[' .. concat(said, ',') .. ']', grown
 end
 
 -- arguments: 'done' | 'return' | 'extend', id, attempt, ms
@@ -440,8 +463,8 @@ collections.queue = {
     end,
     apply = queue_put_items,
   },
-  claim = {apply = queue_claim},
-  settle = {check = queue_settle_check, apply = queue_settle_item},
+  claim = {frees = true, apply = queue_claim},
+  settle = {frees = true, check = queue_settle_check, apply = queue_settle_item},
 }
 
 -- The other kinds have no entries with deadlines of their own.
@@ -458,13 +481,21 @@ local function check_collection(log, part, args, at, last)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
   local found = version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
   if found and found ~= args[at + 4] then return {'kind', found} end
-  part.version, part.bytes, part.collected, part.more, part.limit = version, bytes or 0, collected, more or '', args[at + 5]
+  part.version, part.bytes, part.collected = version, bytes or 0, collected or 0
+  part.more, part.limit = more or '', args[at + 5]
   part.operation = collections[args[at + 4]][args[at + 6]]
   local grown = 0
-  for i = at + 8, last do grown = grown + #args[i] end
-  if part.bytes + grown > COLLECTION_BYTES then return {'large', text(part.bytes + grown)} end
+  if not part.operation.frees then
+    for i = at + 8, last do grown = grown + #args[i] end
+  end
+  if grown > 0 and part.bytes + grown > COLLECTION_BYTES then
+    local gone = found == 'map' and redis_call('ZRANGE', part.keys[2], '-inf', text(log.now), 'BYSCORE') or {}
+    local bytes = part.bytes + grown - weigh_entries(part.key, gone)
+    if bytes > COLLECTION_BYTES then return {'large', text(bytes)} end
+  end
   local reply = part.operation.check and part.operation.check(log, part, args, at + 8, last)
   if reply then return reply end
+  if part.operation.frees then return nil end
   if not version or part.bytes + grown - (part.bytes + grown) % WEIGHED > part.bytes then
     return over_quota(log, args[at], part.bytes + grown, part.bytes, not version)
   end
@@ -478,11 +509,19 @@ local function apply_collection(log, part, args, at, last)
   end
   part.nearest = tonumber(match(part.more, ' next=(%d+)'))
   if part.nearest and part.nearest <= log.now then
-    part.nearest = collection_kinds[args[at + 4]](log, part.key, entry, part.header, part.keys[2])
+    local freed
+    part.nearest, freed = collection_kinds[args[at + 4]](log, part.key, entry, part.header, part.keys[2])
+    part.bytes = part.bytes - (freed or 0)
+    if redis_call('EXISTS', part.key) == 0 then part.collected = 0 end  -- its time-out went with the last entry
   end
   local result, tail, grown = part.operation.apply(log, part, args, at + 8, last)
   if not tail then
     if log.offset == before then return result end  -- nothing has changed
+    if not part.version then  -- what has changed is that the old one is known to have expired
+      redis_call('SREM', log.keys[4], entry)
+      redis_call('HDEL', log.keys[1], entry)
+      return result
+    end
     grown = 0
   else
     append(log, args[at + 7] .. tail)
@@ -492,8 +531,12 @@ local function apply_collection(log, part, args, at, last)
   if part.nearest then extra = extra .. ' next=' .. text(part.nearest) end
   part.deadline, part.outlive = part.version and tonumber(match(part.header, '^%d+ %x+ %d+ (%d+)')) or 0, 0
   local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, not part.version)
-  if deadline > 0 then
-    for i = 2, #part.keys do redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + 1000)) end
+  for i = 2, #part.keys do
+    if deadline > 0 then
+      redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + 1000))
+    elseif part.collected > 0 then  -- it had a time to live, and has none any more
+      redis_call('PERSIST', part.keys[i])
+    end
   end
   if not part.version then redis_call('SADD', log.keys[4], entry) end
   local bytes = part.bytes + grown

@@ -526,10 +526,18 @@ local function log_expire(keys, args)
       local nearest = tonumber(match(more, ' next=(%d+)'))
       if nearest and nearest <= log.now then
         local purge_ = collection_kinds[match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')] or purge
-        local offset = log.offset
-        nearest = purge_(log, keys[key], entry, header, keys[key + 1])
+        local offset, freed = log.offset, nil
+        nearest, freed = purge_(log, keys[key], entry, header, keys[key + 1])
+        if freed then
+          local at, bytes, rest = match(header, '^(%d+ %x+ )(%d+)(.*)$')
+          header = at .. text(math_max(bytes - freed, 0)) .. rest
+        end
         header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
-        if log.offset > offset then header = gsub(header, '^%d+ %x+', log.position) end
+        if log.offset > offset then
+          header = gsub(header, '^%d+ %x+', log.position)
+          -- Its time-out went with the last entry: the next write gives it another.
+          if redis_call('EXISTS', keys[key]) == 0 then header = gsub(header, '^(%d+ %x+ %d+ %d+) %d+', '%1 0') end
+        end
         fields[#fields + 1], fields[#fields + 2] = entry, header
       end
     end
