@@ -271,7 +271,7 @@ async def test_a_full_map_takes_no_new_key(ana: Customer, stored: Stored) -> Non
     await held.update({"a": 1, "b": 2, "c": 3})
     before = stored.everything()
     for call in (held.put("d", 1), held.update({"a": 7, "d": 1}), held.add("d", 1), held.increment("d")):
-        with pytest.raises(omnistate.CollectionFull, match="coupons is full: it holds 3 entries"):
+        with pytest.raises(omnistate.CollectionFull, match="coupons is full: it may hold 3 entries"):
             await call
     assert stored.everything() == before
     assert (await held.put("a", 7), await held.increment("b"), await held.remove("c")) == (False, 3, 1)
@@ -363,14 +363,22 @@ async def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) ->
     assert [one for one in stored.header("coupons") if one.startswith("next=")] == []
 
 
-async def test_a_put_without_ttl_makes_an_entry_stay(ana: Customer, stored: Stored, raw: Redis) -> None:
+async def test_a_deadline_stays_with_its_entry_until_it_is_taken_away(
+    ana: Customer, stored: Stored, raw: Redis
+) -> None:
     held = ana.collection(coupons)
     await held.put("a", 1, ttl=HOUR)
     assert raw.zcard(stored.key("coupons", "due")) == 1
     await held.increment("a")  # leaves the deadline as it is
     assert raw.zcard(stored.key("coupons", "due")) == 1
     await held.put("a", 2)
+    assert raw.zcard(stored.key("coupons", "due")) == 1
+    assert await held.expire("a", after=None)
     assert raw.zcard(stored.key("coupons", "due")) == 0
+    assert not await held.expire("none", after=HOUR)
+    assert await held.expire("a", after=HOUR)
+    assert raw.zcard(stored.key("coupons", "due")) == 1
+    await held.remove("a")
     await held.put("b", 1, ttl=HOUR)
     for gone in (held.remove("b"), held.pop("b")):
         await gone

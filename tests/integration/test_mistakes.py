@@ -50,7 +50,7 @@ MISTAKES: list[tuple[Callable[[Client, StateHandle[Cart]], Any], type[Exception]
     (
         lambda omni, cart: omni.customer("ana").start_session("web", idle=timedelta(0)),
         omnistate.InvalidInput,
-        "0:00:01",
+        "1 second",
     ),
     (lambda omni, cart: omni.customer("ana").merge("ben"), omnistate.InvalidInput, "takes the other customer"),
     (lambda omni, cart: omni.conversation("nonsense"), omnistate.InvalidId, "looks like <customer>"),

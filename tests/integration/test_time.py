@@ -24,7 +24,7 @@ class Hold(omnistate.State, ttl=timedelta(hours=1), lifetime=timedelta(hours=3))
     note: str = ""
 
 
-RECENT = omnistate.List(str, name="recent", ttl=timedelta(hours=1))
+RECENT = omnistate.List(str, name="hourly", ttl=timedelta(hours=1))
 LOCKS = omnistate.Map(str, int, name="locks")
 
 
@@ -105,7 +105,7 @@ async def test_the_sweeper_makes_an_expiry_an_event_once(
     await ana.state(Cart).patch(note="stays")
     assert await omni.sweep() == 0
     shift(raw, tenant, "Hold", ms=7_200_000)
-    shift(raw, tenant, "recent", ms=7_200_000)
+    shift(raw, tenant, "hourly", ms=7_200_000)
     before = await ana.position()
     sweepers = [Sweeper(omni.services, omni.keyspace) for _ in range(5)]
     assert sum(await asyncio.gather(*(one.sweep() for one in sweepers))) == 2
@@ -114,7 +114,7 @@ async def test_the_sweeper_makes_an_expiry_an_event_once(
     log = keys(tenant)
     assert raw.smembers(log.written[3]) == {b"doc:Cart"}
     assert not raw.exists(log.key("doc", "Hold"))
-    assert not raw.exists(log.key("doc", "recent"))
+    assert not raw.exists(log.key("doc", "hourly"))
     assert (await ana.state(Cart).get()).note == "stays"
 
 
@@ -146,7 +146,7 @@ async def test_a_write_that_finds_an_expired_document_says_so_first(
     stale = await hold.read()
     await recent.append("old")
     shift(raw, tenant, "Hold", ms=7_200_000)
-    shift(raw, tenant, "recent", ms=7_200_000)
+    shift(raw, tenant, "hourly", ms=7_200_000)
     before = await ana.position()
     with pytest.raises(omnistate.Conflict):
         await hold.set(Hold(note="stale"), expect=stale)
@@ -176,7 +176,7 @@ async def test_an_expiry_is_seen_by_watchers(omni: Client, raw: Redis, tenant: s
     ]
     await until(lambda: len(seen) == 2)
     shift(raw, tenant, "Hold", ms=7_200_000)
-    shift(raw, tenant, "recent", ms=7_200_000)
+    shift(raw, tenant, "hourly", ms=7_200_000)
     await omni.sweep()
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
     assert Hold() in seen

@@ -114,7 +114,6 @@ async def test_what_was_read_inside_must_still_be_so(omni: Client) -> None:
             wallet = await tx.get(Wallet)
             await ana.state(Wallet).increment("balance", by=-10)
             wallet.balance -= 8
-            tx.save(wallet)
             tx.state(Cart).patch(note="paid")
     assert (await ana.state(Wallet).get()).balance == 0
     async with ana.transaction() as tx:

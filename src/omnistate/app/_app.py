@@ -34,14 +34,18 @@ class App:
         self.bots: dict[str, Bot] = {}
         for kind in states:
             if isinstance(kind, Collection):
+                self._name_once(kind.name)
                 self.collections[kind.name] = kind
                 continue
             name = schema_of(kind).name
             self.collections.update({one.name: one for one in collections_of(kind)})
-            if name in self.states:
-                raise InvalidDeclaration(f"two states are called {name}: give one another name, class {name}(name=...)")
+            self._name_once(name)
             self.states[name] = kind
             self.actions.update({one.name: one for one in actions_of(kind)})
+
+    def _name_once(self, name: str) -> None:
+        if name in self.states or name in self.collections:
+            raise InvalidDeclaration(f"two states or collections are called {name}: give one another, name=...")
 
     def bot(self, name: str) -> Callable[[B], B]:
         """Registers what answers for the helper `name`: called with each message of a customer whose conversation it owns.

@@ -15,7 +15,7 @@ from omnistate.collection._apply import apply_collection_event, decode_collectio
 from omnistate.collection._commands import Found, Place, Target, unpack
 from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.errors import Conflict, InvalidInput, InvalidValue
-from omnistate.state import ANY, Part, Precondition, parse_change
+from omnistate.state import ANY, Part, Precondition, expected, parse_change
 from omnistate.store import (
     Argument,
     Entry,
@@ -73,6 +73,20 @@ class CollectionHandle(Generic[C, R]):
     def clear(self, *, operation_id: str | None = None) -> Awaitable[bool]:
         """Removes the whole collection; false when there was none. One round trip."""
         return self._send(self._target.delete(), bool, operation_id)
+
+    @property
+    def entry(self) -> str:
+        """For the slices on top: the entry of its header."""
+        return self._target.entry
+
+    def expect_part(self, expect: Precondition) -> Part:
+        """For the slices on top: that it is as it was, as a part of a call."""
+        return Part("expect", (), (self._target.entry, expected(expect)))
+
+    async def snapshot(self) -> tuple[R, Position | None]:
+        """For the slices on top: everything in it, and its version."""
+        found = await self._read("count" if self.declaration.kind == "unique" else "all")
+        return self._python(initial(self.declaration.kind, found.values)), found.version
 
     async def version(self) -> int:
         """The position in the log of the last change, 0 where there is no collection. One round trip."""
@@ -287,8 +301,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
     ) -> Awaitable[bool]:
         """Sets the value of a key; true when it is new. One round trip.
 
-        `ttl` is the time after which the entry is gone; without it, it stays as long as the map, also when it had a deadline
-        before. Raises `CollectionFull`.
+        `ttl` is the time after which the entry is gone; without it, an entry keeps its deadline. Raises `CollectionFull`.
         """
         return self._put("any", [(key, value)], ttl, lambda result: result == b"1", operation_id)
 
@@ -318,8 +331,16 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         encoded = [(keys.encode(key), types.encode(value)) for key, value in _checked(values)]
         event = b',"put":{' + b",".join(_json(key.decode()) + b":" + value for key, value in encoded) + b"}"
         arguments = [one for pair in encoded for one in pair]
-        ttl_ms = 0 if ttl is None else ttl // timedelta(milliseconds=1)
+        ttl_ms = "" if ttl is None else ttl // timedelta(milliseconds=1)
         return self._change("put", event, (how, ttl_ms, *arguments), judge, operation_id)
+
+    def expire(self, key: K, *, after: timedelta | None, operation_id: str | None = None) -> Awaitable[bool]:
+        """Gives an entry a deadline of its own; None takes it away. False where there is no such key. One round trip."""
+        if after is not None:
+            check_duration("after", after, _SHORTEST, _LONGEST)
+        spelled = self.declaration.types[0].encode(key)
+        milliseconds = 0 if after is None else after // timedelta(milliseconds=1)
+        return self._change("expire", b"", (spelled, milliseconds), lambda result: result == b"1", operation_id)
 
     def remove(self, *keys: K, operation_id: str | None = None) -> Awaitable[int]:
         """Removes keys; returns how many were there. One round trip."""
@@ -622,24 +643,16 @@ class Item(Generic[T]):
         self._queue, self.id, self.attempt, self.value = queue, id_, attempt, value
 
     def done(self) -> Awaitable[None]:
-        """Removes it from the queue. One round trip."""
-        return self._settle("done")
+        """Removes it from the queue. One round trip. In a transaction: `tx.collection(jobs).done(item)`."""
+        return self._queue.done(self)
 
     def release(self, *, delay: timedelta = timedelta()) -> Awaitable[None]:
         """Gives it back, for the next worker, at once or after `delay`. One round trip."""
-        check_duration("delay", delay, timedelta(), _LONGEST)
-        return self._settle("return", delay)
+        return self._queue.release(self, delay=delay)
 
     def extend(self, lease: timedelta) -> Awaitable[None]:
         """Makes the lease end this long from now. One round trip."""
-        check_duration("lease", lease, _SHORTEST, _LONGEST)
-        return self._settle("extend", lease)
-
-    def _settle(self, how: str, duration: timedelta = timedelta()) -> Awaitable[None]:
-        milliseconds = duration // timedelta(milliseconds=1)
-        event = b',"how":"%b","id":%d' % (how.encode(), self.id)
-        arguments = (how, self.id, self.attempt, milliseconds)
-        return self._queue._change("settle", event, arguments, lambda _: None)  # noqa: SLF001 - a part of the queue
+        return self._queue.extend(self, lease)
 
     def __repr__(self) -> str:
         return f"<Item {self.id} attempt={self.attempt}>"
@@ -705,6 +718,25 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
             item = await self.wait(lease=lease)
             assert item is not None
             yield item
+
+    def done(self, item: Item[T]) -> Awaitable[None]:
+        """Removes an item that is leased to you. Raises `LeaseLost`. One round trip."""
+        return self._settle(item, "done")
+
+    def release(self, item: Item[T], *, delay: timedelta = timedelta()) -> Awaitable[None]:
+        """Gives an item back, for the next worker, at once or after `delay`. Raises `LeaseLost`. One round trip."""
+        check_duration("delay", delay, timedelta(), _LONGEST)
+        return self._settle(item, "return", delay)
+
+    def extend(self, item: Item[T], lease: timedelta) -> Awaitable[None]:
+        """Makes the lease on an item end this long from now. Raises `LeaseLost`. One round trip."""
+        check_duration("lease", lease, _SHORTEST, _LONGEST)
+        return self._settle(item, "extend", lease)
+
+    def _settle(self, item: Item[T], how: str, duration: timedelta = timedelta()) -> Awaitable[None]:
+        milliseconds = duration // timedelta(milliseconds=1)
+        event = b',"how":"%b","id":%d' % (how.encode(), item.id)
+        return self._change("settle", event, (how, item.id, item.attempt, milliseconds), lambda _: None)
 
     async def size(self) -> tuple[int, int]:
         """How many items wait to be claimed, and how many are leased or delayed. One round trip."""

@@ -95,7 +95,7 @@ class Target:
         match word:
             case b"full" if reply[1] == b"entries":
                 return CollectionFull(
-                    f"{name} is full: it holds {int(reply[2]):,} entries. Remove some, or raise its limit"
+                    f"{name} is full: it may hold {int(reply[2]):,} entries. Remove some, or raise its limit"
                 )
             case b"large":
                 return ValueTooLarge(name, size=int(reply[1]), limit=MAX_BYTES)

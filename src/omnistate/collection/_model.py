@@ -83,6 +83,10 @@ class Collection(Generic[H_co]):
         return f"{schema_of(self._owner).name}.{self._attribute}"
 
     @property
+    def has_name(self) -> bool:
+        return self._name is not None or self._owner is not None
+
+    @property
     def ttl_ms(self) -> int:
         return self._milliseconds(self._ttl, "ttl_ms")
 
@@ -215,11 +219,15 @@ def collections_of(kind: type[State]) -> list[Collection[Any]]:
 
 
 def imported_collections() -> dict[str, Collection[Any]]:
-    """The collections of this process by name, those without one left out."""
-    found = {}
+    """The collections of this process by name, those without one left out.
+
+    Raises `InvalidDeclaration` when two of one name differ: which of them is meant, nobody can know.
+    """
+    found: dict[str, Collection[Any]] = {}
     for one in list(_declared):
-        try:
-            found[one.name] = one
-        except InvalidDeclaration:
+        if not one.has_name:
             continue
+        other = found.setdefault(one.name, one)
+        if (other.kind, other.limit_argument) != (one.kind, one.limit_argument):
+            raise InvalidDeclaration(f"two different collections are called {one.name}: give one of them another name")
     return found

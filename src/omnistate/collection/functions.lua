@@ -127,7 +127,7 @@ local function purge_map(log, map, entry, header, deadlines)
   return first[2] and tonumber(first[2]), freed
 end
 
--- arguments: 'any' | 'absent', time to live in ms, 0 for none, or '' to leave it as it is, key, value ...
+-- arguments: 'any' | 'absent', time to live in ms, or '' to leave it as it is, key, value ...
 local function map_put_check(log, part, args, at, last)
   local new = 0
   for i = at + 2, last, 2 do
@@ -150,9 +150,7 @@ local function map_put(log, part, args, at, last)
     else
       grown = grown + #value - old
     end
-    if ttl == '0' then
-      if part.more ~= '' then redis_call('ZREM', part.keys[2], key) end
-    elseif ttl ~= '' then
+    if ttl ~= '' then
       local deadline = log.now + ttl
       redis_call('ZADD', part.keys[2], text(deadline), key)
       if not part.nearest or deadline < part.nearest then part.nearest = deadline end
@@ -203,7 +201,22 @@ local function map_fill(log, part, args, at, last)
   return '', #said > 0 and ',"put":{' .. concat(said, ',') .. '}', grown
 end
 
+-- A deadline of its own for an entry that is there. arguments: key, time to live in ms, 0 for none
+local function map_expire(log, part, args, at)
+  if not (part.version and lives(log, part, args[at])) then return '0' end
+  if args[at + 1] == '0' then
+    redis_call('ZREM', part.keys[2], args[at])
+  else
+    local deadline = log.now + args[at + 1]
+    redis_call('ZADD', part.keys[2], text(deadline), args[at])
+    if not part.nearest or deadline < part.nearest then part.nearest = deadline end
+    falls_due(log, deadline)
+  end
+  return '1', '', 0
+end
+
 collections.map = {
+  expire = {apply = map_expire},
   fill = {apply = map_fill},
   put = {check = map_put_check, apply = map_put},
   remove = {frees = true, apply = map_remove},
@@ -346,9 +359,9 @@ local function counter_check(add)
   return function(_, part, args, at)
     local bad, sum = sum_is_bad(add and part.version and redis_call('GET', part.key), args[at])
     if bad then return {'not_integer', ''} end
-    if args[at + 1] ~= '' and sum < tonumber(args[at + 1]) or args[at + 2] ~= '' and sum > tonumber(args[at + 2]) then
-      return {'bounds', text(sum)}
-    end
+    -- What is beyond a bound already, after a merge, may come back, but not go further.
+    local least, most, amount = tonumber(args[at + 1]), tonumber(args[at + 2]), add and tonumber(args[at]) or 0
+    if least and sum < least and amount <= 0 or most and sum > most and amount >= 0 then return {'bounds', text(sum)} end
     part.sum = text(sum)
   end
 end
@@ -541,7 +554,7 @@ local function apply_collection(log, part, args, at, last)
   if not part.version then redis_call('SADD', log.keys[4], entry) end
   local bytes = part.bytes + grown
   if bytes < 0 then bytes = 0 end
-  return result, nil, format('%s %d %d %d %s 1%s', log.position, bytes, deadline, collected, args[at + 4], extra)
+  return result, nil, format('%s %d %d %d %s 0%s', log.position, bytes, deadline, collected, args[at + 4], extra)
 end
 
 parts.collection = {check = check_collection, apply = apply_collection}

@@ -63,6 +63,9 @@ class Updated(Generic[R]):
     def __init__(self, result: R, position: Position | None, repeated: bool) -> None:
         self.result, self.position, self.repeated = result, position, repeated
 
+    def __repr__(self) -> str:  # a customer's content does not belong in logs
+        return f"<Updated position={self.position} repeated={self.repeated}>"
+
 
 class Customer:
     """One person. Building the handle costs nothing: a web handler makes it from an id without a round trip."""

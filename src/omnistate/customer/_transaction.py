@@ -6,15 +6,17 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 import msgspec
 
-from omnistate.collection import Collection, Place, open_collection
+from omnistate.collection import Collection, CollectionHandle, Place, open_collection
 from omnistate.errors import Conflict, InvalidInput, SessionExpired
 from omnistate.session import Session, session_part
 from omnistate.state import (
+    ABSENT,
     ANY,
     AnyState,
     Changed,
@@ -29,8 +31,10 @@ from omnistate.state import (
     Target,
     delete_part,
     expect_part,
+    milliseconds_of,
     parse_change,
     precondition_of,
+    read_outcome,
     schema_of,
     sums_of,
     write_part,
@@ -44,6 +48,9 @@ MAX_PARTS = 100
 MAX_RACES = 100  # tries of `customer.update`
 MAX_TURNS = 1000  # times that a transaction waits for other writers' turns
 _NOT_YET = object()
+
+
+_Settled = tuple[Part, Callable[[bytes], None], Callable[[list[Any]], Exception]]
 
 
 class _OthersTurn(Conflict):
@@ -83,6 +90,7 @@ class DocumentChanges(Generic[AnyState]):
         self._drops: dict[bytes, None] = {}
         self._steps: dict[bytes, int] = {}
         self._outcomes: list[tuple[bytes, Outcome[int]]] = []
+        self._until: dict[bytes, int] = {}
         self._replace = self._delete = False
         self._read: Snapshot[AnyState] | None = None
 
@@ -94,10 +102,17 @@ class DocumentChanges(Generic[AnyState]):
         """Sets these fields and leaves the others."""
         self._set(self._schema.plain(fields))
 
-    def put(self, field: str, key: Any, value: Any) -> None:
-        """Sets one entry of a mapping field."""
+    def put(self, field: str, key: Any, value: Any, *, ttl: timedelta | None = None) -> None:
+        """Sets one entry of a mapping field; with `ttl` it is gone after that time."""
         name, encoded = self._schema.entry(field, key, value)
         self._set({name: encoded})
+        if ttl is not None:
+            self._until[name] = milliseconds_of("ttl", ttl)
+
+    def expire(self, field: str, key: Any = None, *, after: timedelta | None) -> None:
+        """Gives a field, or an entry of a mapping field, a deadline of its own; None takes it away."""
+        name = self._schema.deadline_name(field, key)
+        self._until[name] = 0 if after is None else milliseconds_of("after", after)
 
     def remove(self, field: str, key: Any) -> None:
         """Removes one entry of a mapping field; it need not be there."""
@@ -130,15 +145,17 @@ class DocumentChanges(Generic[AnyState]):
         self._forget()
         self._delete = True
 
-    def _save(self, snapshot: Snapshot[AnyState], value: AnyState) -> None:
-        """What makes the value of what was read."""
-        encoded = self._schema.encode(value)
+    def _save(self) -> None:
+        """Notes what was changed in the value that was read, where nothing else was said of it."""
+        if self._read is None or self._replace or self._delete:
+            return
+        encoded = self._schema.encode(self._read.value)
         self._schema.validate(encoded)
-        sets, drops = self._schema.diff(self._schema.split(snapshot.json), self._schema.split(encoded))
-        self._set(sets)
-        for name in drops:
-            self._sets.pop(name, None)
-            self._drops[name] = None
+        before = self._schema.encode(self._schema.decode(self._read.encoded))
+        sets, drops = self._schema.diff(self._schema.split(before), self._schema.split(encoded))
+        said = self._sets.keys() | self._drops.keys() | self._steps.keys()
+        self._sets.update({name: value for name, value in sets.items() if name not in said})
+        self._drops.update({name: None for name in drops if name not in said})
 
     def _set(self, sets: Flat) -> None:
         self._delete = False
@@ -149,13 +166,15 @@ class DocumentChanges(Generic[AnyState]):
 
     def _forget(self) -> None:
         self._replace = self._delete = False
-        self._sets, self._drops, self._steps = {}, {}, {}
+        self._sets, self._drops, self._steps, self._until = {}, {}, {}, {}
 
     def _part(self) -> Part | None:
+        self._save()
         if self._delete:
             return delete_part(self._target, self._expect)
-        if self._sets or self._drops or self._steps or self._replace:
-            patch = Patch(self._sets, list(self._drops), list(self._steps.items()), self._replace)
+        if self._sets or self._drops or self._steps or self._until or self._replace:
+            drops, steps, until = list(self._drops), list(self._steps.items()), list(self._until.items())
+            patch = Patch(self._sets, drops, steps, self._replace, until=until)
             return write_part(self._target, self._indexed(patch), self._expect)
         return expect_part(self._target, self._expect) if self._expect is not ANY else None
 
@@ -164,7 +183,7 @@ class DocumentChanges(Generic[AnyState]):
         if not schema.indexes.names:
             return patch
         if self._replace or self._read is not None:
-            held = schema.split(self._read.json) if self._read is not None else {}
+            held = schema.split(self._read.encoded) if self._read is not None else {}
             entries = schema.indexes_of(patch.applied(held)[0])
         elif schema.indexes.has_computed:
             raise InvalidInput(
@@ -173,6 +192,19 @@ class DocumentChanges(Generic[AnyState]):
         else:
             entries = schema.indexes.of_changes(patch.sets, patch.drops, patch.steps)
         return msgspec.structs.replace(patch, indexes=entries)
+
+    def _said(self) -> list[Any]:
+        """What was asked for, whatever its encryption makes of it."""
+        return [
+            self._target.entry,
+            "",
+            self._replace,
+            self._delete,
+            *(one for field in sorted(self._sets.items()) for one in field),
+            *sorted(self._drops),
+            *(f"{name!r} {amount}" for name, amount in sorted(self._steps.items())),
+            *(f"{name!r} {ms}" for name, ms in sorted(self._until.items())),
+        ]
 
     def _settle(self, result: bytes) -> None:
         sums = dict(zip(self._steps, sums_of(result), strict=False))
@@ -194,10 +226,10 @@ class DocumentChanges(Generic[AnyState]):
 class Transaction:
     """`async with customer.transaction() as tx:` - notes changes, and applies all of them or none when the block ends.
 
-    What you `get` or `read` inside is a precondition: when somebody changed it meanwhile, the block ends with `Conflict`
-    and nothing has changed; `customer.update(function, ...)` tries again by itself. An exception inside the block leaves
-    everything as it was. One round trip at the end of the block, and one for each reading. Only one customer can be in a
-    transaction; what concerns two is done in steps that can be repeated, each under an operation id, as `merge` does.
+    What you `get`, `read` or `get_all` inside is a precondition: when somebody changed it meanwhile, the block ends with
+    `Conflict` and nothing has changed; `customer.update(function, ...)` tries again by itself. An exception inside the
+    block leaves everything as it was. One round trip at the end of the block, and one for each reading. Only one customer
+    can be in a transaction; what concerns two is done in steps that can be repeated, each under an operation id.
     """
 
     def __init__(self, place: Place, operation_id: str | None = None, digest: str | None = None) -> None:
@@ -206,7 +238,7 @@ class Transaction:
         self._place, self._operation_id, self._digest = place, operation_id, digest
         self._documents: dict[bytes, DocumentChanges[Any]] = {}
         self._others: list[tuple[Part, Outcome[Any], Callable[[list[Any]], Exception]]] = []
-        self._read: dict[bytes, Snapshot[Any]] = {}
+        self._expected: dict[str, tuple[Precondition, Part, str]] = {}
         self._is_over = False
         self.position: Position | None = None
         self.repeated = False
@@ -222,27 +254,26 @@ class Transaction:
             await self._commit()
 
     async def get(self, kind: type[AnyState] | StateHandle[AnyState]) -> AnyState:
-        """The value now, which must still be the present one when the transaction is applied. One round trip."""
+        """The value now, which must still be the present one when the transaction is applied. One round trip.
+
+        What you change in it belongs to the transaction.
+        """
         return (await self.read(kind)).value
 
     async def read(self, kind: type[AnyState] | StateHandle[AnyState]) -> Snapshot[AnyState]:
-        """The document now, which must still be the present one when the transaction is applied. One round trip."""
+        """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
         changes, handle = self._of(kind)
-        snapshot = await handle.read()
-        changes.expect(snapshot)
-        changes._read = snapshot
-        self._read[handle.target.document] = snapshot
-        return snapshot
+        if changes._read is None:
+            changes._read = await handle.read()
+            changes.expect(changes._read)
+        return changes._read
 
-    def save(self, value: State) -> None:
-        """Stores what was changed in a value that `get` or `read` gave in this transaction."""
-        changes, handle = self._of(type(value))
-        snapshot = self._read.get(handle.target.document)
-        if snapshot is None:
-            raise InvalidInput(
-                f"save stores what was read in this transaction: await tx.get({type(value).__name__}) first"
-            )
-        changes._save(snapshot, value)
+    async def get_all(self, declaration: Collection[Any]) -> Any:
+        """All that is in a collection, which must still be so when the transaction is applied. A round trip of its size."""
+        handle: CollectionHandle[Any, Any] = open_collection(declaration, self._place)
+        value, version = await handle.snapshot()
+        self._expected[handle.entry] = (version or ABSENT, handle.expect_part(version or ABSENT), declaration.name)
+        return value
 
     def state(self, kind: type[AnyState] | StateHandle[AnyState]) -> DocumentChanges[AnyState]:
         """The customer's document of this class, or one of this customer's by its handle, to be changed."""
@@ -251,7 +282,7 @@ class Transaction:
     def collection(self, declaration: Collection[H]) -> H:
         """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each.
 
-        Its readings are answered at once and are no precondition.
+        Its readings are answered at once and are no precondition; `get_all` is one.
         """
         return open_collection(declaration, self._place, self._record)
 
@@ -300,7 +331,7 @@ class Transaction:
 
         def refusal(reply: list[Any]) -> Exception:
             if reply[0] == b"conflict":
-                return Conflict(f"{target.collection.name} was changed by another writer: nothing was applied")
+                return _changed_meanwhile(target.collection.name)
             return cast("Exception", target.refusal(reply))
 
         return self._add(part, Outcome(judge), refusal)
@@ -311,12 +342,21 @@ class Transaction:
         self._others.append((part, outcome, refusal))
         return outcome
 
-    async def _commit(self) -> None:
+    def _parts(self) -> list[_Settled]:
         documents = [(changes._part(), changes) for changes in self._documents.values()]
-        settles: list[tuple[Part, Callable[[bytes], None], Callable[[list[Any]], Exception]]] = [
+        found: list[_Settled] = [
             (part, changes._settle, changes._refusal) for part, changes in documents if part is not None
         ]
-        settles += [(part, outcome._settle, refusal) for part, outcome, refusal in self._others]
+        for part, outcome, refusal in self._others:
+            expected_now = self._expected.pop(str(part.arguments[0]), None)
+            found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome._settle, refusal))
+        for _, part, name in self._expected.values():
+            found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
+        return found
+
+    async def _commit(self) -> None:
+        has_read = bool(self._expected) or any(changes._read is not None for changes in self._documents.values())
+        settles = self._parts()
         if not settles:
             return
         if len(settles) > MAX_PARTS:
@@ -327,7 +367,7 @@ class Transaction:
             parts,
             self._operation_id or new_operation_id(),
             lambda index, reply: settles[index][2](reply),
-            "" if self._operation_id is None else self._digest or _digest(part.arguments for part in parts),
+            "" if self._operation_id is None else self._digest or self._digest_of(parts, has_read),
         )
         try:
             changed = await self._execute(command)
@@ -335,9 +375,16 @@ class Transaction:
             for document in self._documents:
                 self._place.services.combiner.seen.forget(document)
         self.position, self.repeated = changed.position, changed.repeated
-        if self._digest is None:
+        if self._digest is None and len(settles) == len(changed.results):
             for (_, settle, _), result in zip(settles, changed.results, strict=True):
                 settle(result)
+
+    def _digest_of(self, parts: list[Part], has_read: bool) -> str:
+        """Tells what is done under one operation id apart. What rests on what was read differs each time, rightly so."""
+        if has_read:
+            return _digest([["", "", *sorted(f"{part.name} {part.arguments[0]!r}" for part in parts)]])
+        said = [changes._said() for changes in self._documents.values()]
+        return _digest([*said, *(part.arguments for part, _, _ in self._others)])
 
     async def _execute(self, command: Command[Changed]) -> Changed:
         for _ in range(MAX_TURNS):
@@ -346,6 +393,12 @@ class Transaction:
             except _OthersTurn:
                 await asyncio.sleep(random.random() * 0.002)
         return await self._place.services.link.execute(command)
+
+
+def _changed_meanwhile(name: str) -> Conflict:
+    return Conflict(
+        f"{name} is not as expected, or was changed by another writer: nothing of the transaction was applied"
+    )
 
 
 _OVER = "the transaction is over: begin another one with customer.transaction()"
@@ -365,6 +418,10 @@ def _digest(calls: Iterable[Sequence[Any]]) -> str:
     return digest.hexdigest()
 
 
+async def _was_done(place: Place, operation_id: str, digest: str) -> bool:
+    return (await place.services.link.execute(read_outcome(place.log, operation_id, digest))) is not None
+
+
 async def update_several(
     place: Place, function: Callable[..., T], kinds: tuple[type[State], ...], operation_id: str | None
 ) -> tuple[T, Transaction]:
@@ -373,12 +430,16 @@ async def update_several(
     for race in range(MAX_RACES):
         transaction = Transaction(place, operation_id, digest)
         values = await asyncio.gather(*(transaction.get(kind) for kind in kinds))
-        result = function(*values)
+        try:
+            result = function(*values)
+        except Exception:
+            if operation_id is not None and (await _was_done(place, operation_id, digest)):
+                transaction.repeated = True
+                return cast("T", None), transaction
+            raise
         if asyncio.iscoroutine(result):
             result.close()
             raise InvalidInput("the function given to update must not be async: it may run several times")
-        for value in values:
-            transaction.save(value)
         try:
             async with transaction:
                 pass

@@ -1,6 +1,6 @@
 """Documents: typed, versioned, patched field by field."""
 
-from omnistate.state._api import Origin, Services, StateHandle, precondition_of
+from omnistate.state._api import Origin, Services, StateHandle, milliseconds_of, precondition_of
 from omnistate.state._commands import (
     MAX_BYTES,
     Changed,
@@ -13,6 +13,7 @@ from omnistate.state._commands import (
     expected,
     parse_change,
     parse_version,
+    read_outcome,
     split_results,
     sums_of,
     write_part,
@@ -79,10 +80,12 @@ __all__ = [
     "expected",
     "is_ordered",
     "migrate",
+    "milliseconds_of",
     "parse_change",
     "parse_version",
     "precondition_of",
     "protobuf",
+    "read_outcome",
     "readers_of",
     "schema_of",
     "score_of",

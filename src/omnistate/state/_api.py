@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput, InvalidValue
+from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput
 from omnistate.state._commands import (
     Done,
     Held,
@@ -251,24 +251,21 @@ class StateHandle(Generic[AnyState]):
         """
         name, encoded = self.schema.entry(field, key, value)
         return await self._write(
-            Patch({name: encoded}, until=[] if ttl is None else [(name, _milliseconds("ttl", ttl))])
+            Patch({name: encoded}, until=[] if ttl is None else [(name, milliseconds_of("ttl", ttl))])
         )
 
-    async def expire(self, field: str, key: Any = None, *, after: timedelta | None) -> Position:
+    async def expire(self, field: str, key: Any = None, *, after: timedelta | None) -> Position | None:
         """Gives a field, or an entry of a mapping field, a deadline of its own; None takes it away. One round trip.
 
-        What is gone then has its default again, and an event says so. A field that is not there gets no deadline.
+        What is gone then has its default again, and an event says so. A field that is not there gets no deadline. None where
+        there is no document.
         """
-        if key is None and self.schema.field(field).encode_name in self.schema.mappings:
-            raise InvalidValue(
-                f"{self.schema.name}.{field} is a mapping: say which entry, expire({field!r}, key, after=...)"
-            )
-        if field in self.schema.indexes.names:
-            raise InvalidValue(
-                f"{self.schema.name}.{field} is indexed, so it cannot expire by itself: set it to None instead"
-            )
-        name = self.schema.field(field).encode_name.encode() if key is None else self.schema.entry_name(field, key)
-        return await self._write(Patch({}, until=[(name, 0 if after is None else _milliseconds("after", after))]))
+        name = self.schema.deadline_name(field, key)
+        patch = Patch({}, until=[(name, 0 if after is None else milliseconds_of("after", after))])
+        try:
+            return (await self._store(patch, Expect.PRESENT)).version
+        except Conflict:
+            return None
 
     async def remove(self, field: str, key: Any) -> Position:
         """Removes one entry of a mapping field; it need not be there. Never conflicts. One round trip."""
@@ -360,7 +357,7 @@ class StateHandle(Generic[AnyState]):
             is_right = held.class_version == schema.writes and held.codec == schema.packing.name
             if held.version is None or (is_right and not force):
                 return False
-            flat = Known.read(schema, held).flat
+            flat = Known.read(schema, held).stored
             assert flat is not None
             schema.decode(schema.join(flat))
             indexes = [(name, "+now" if score == "now" else score) for name, score in schema.indexes_of(flat)]
@@ -464,8 +461,8 @@ class StateHandle(Generic[AnyState]):
         for _ in range(MAX_RACES):
             found: Read = await self._services.link.execute(read(self.target))
             known = Known.read(self.schema, found.held)
-            assert known.flat is not None
-            flat, sums = patch.applied(known.flat)
+            assert known.stored is not None
+            flat, sums = patch.applied(known.stored)
             whole = Patch(
                 self.schema.downgrade(flat),
                 replace=patch.replace,
@@ -474,9 +471,11 @@ class StateHandle(Generic[AnyState]):
                 indexes=self.schema.indexes_of(flat),
                 ttl_ms=patch.ttl_ms,
             )
-            wanted = known.version or ABSENT if expect is ANY else expect
+            wanted = known.version or ABSENT if expect in (ANY, Expect.PRESENT) else expect
+            if expect is Expect.PRESENT and known.version is None:
+                raise Conflict(f"{self.target.name} does not exist")
             reply = await self._execute(write(self.target, whole, ids=ids, expect=wanted, digest=digest))
-            if isinstance(reply, Refused) and expect is ANY:
+            if isinstance(reply, Refused) and expect in (ANY, Expect.PRESENT):
                 continue
             stored = self._written(reply)
             return Stored(stored.version, sums[0] if sums else 0)
@@ -508,7 +507,7 @@ class StateHandle(Generic[AnyState]):
         return Conflict(f"{self.target.name} {now}, not what was expected: read it again and decide", position=version)
 
 
-def _milliseconds(what: str, duration: timedelta) -> int:
+def milliseconds_of(what: str, duration: timedelta) -> int:
     check_duration(what, duration, timedelta(milliseconds=1), timedelta(days=3650))
     return duration // timedelta(milliseconds=1)
 

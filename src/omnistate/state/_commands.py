@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, ValueTooLarge
+from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, SchemaMismatch, ValueTooLarge
 from omnistate.state._model import ANY, Expect, Precondition
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
@@ -21,6 +21,7 @@ from omnistate.store import Argument, Command, LogKeys, Position, merged_error, 
 T = TypeVar("T")
 _INTEGER = re.compile(rb"-?\d{1,16}")
 MAX_BYTES = 256 * 1024  # as in functions.lua
+COLLECTION_KINDS = frozenset((b"map", b"list", b"set", b"sorted", b"counter", b"unique", b"queue"))  # in headers
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
 
@@ -138,7 +139,7 @@ def write(
         word = reply[0]
         if word == b"wait":
             return Wait()
-        if word in (b"large", b"full", b"not_integer"):
+        if word in (b"large", b"full", b"not_integer", b"kind"):
             raise write_refusal(target, reply)
         return _not_written(target, reply)
 
@@ -203,6 +204,9 @@ def write_refusal(target: Target, reply: list[Any]) -> Exception:
             return ValueTooLarge(target.name, size=int(reply[1]), limit=MAX_BYTES)
         case b"full":
             return QuotaExceeded(reply[1].decode(), limit=int(reply[2]))
+        case b"kind":
+            name, kind = target.name, reply[1].decode()
+            return SchemaMismatch(f"{name} is the name of a {kind} here: give one of the two another name")
         case _:
             return InvalidValue(f"{target.name}.{reply[1].decode()} is no integer, or the sum is beyond 2^53")
 
@@ -214,6 +218,8 @@ def delete(target: Target, *, operation_id: str, expect: Precondition = ANY) -> 
         if isinstance(reply, bytes):
             position = split_results(reply)[-1]
             return _stored(position) if position else None
+        if reply[0] == b"part" and reply[2] == b"kind":
+            raise write_refusal(target, reply[2:])
         return _not_written(target, reply[2:] if reply[0] == b"part" else reply)
 
     return change(target.log, [delete_part(target, expect)], [operation_id], parse)
@@ -234,6 +240,10 @@ class Part:
     name: str
     keys: Sequence[bytes]
     arguments: Sequence[Argument]
+
+    def expecting(self, expect: Precondition) -> Part:
+        """The same under a precondition, which is its second argument."""
+        return Part(self.name, self.keys, (self.arguments[0], expected(expect), *self.arguments[2:]))
 
 
 def change(
@@ -317,6 +327,23 @@ def _stored(reply: bytes) -> Stored:
     return Stored(parse_version(reply.partition(b"\n")[0]), (sums_of(reply) or [0])[0])
 
 
+def read_outcome(log: LogKeys, operation_id: str, digest: str) -> Command[bytes | None]:
+    """The result of an operation id, None where it was not applied. Raises `OperationIdReused`."""
+
+    def parse(record: bytes) -> bytes | None:
+        said, _, result = record.partition(b":")
+        if record and said and digest and said != digest.encode():
+            raise OperationIdReused(operation_id)
+        return result if record else None
+
+    return Command("log_outcome", (log.meta, log.written[2]), (spell_operation(operation_id),), parse)
+
+
+def result_version(result: bytes) -> Position:
+    """The version in the result of a write."""
+    return parse_version(_last_result(result).partition(b"\n")[0])
+
+
 def _last_result(result: bytes) -> bytes:
     """A write is stored as it is, a part of a call with its length."""
     return split_results(result)[-1] if b":" in result.split(b" ", 1)[0] else result
@@ -336,7 +363,10 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
 def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
     """A document as its header and its hash fields say."""
     if not header:
-        return Held(None, {})
+        return Held(None, {}, target.schema.version)
+    kind = header.split(b" ", 6)[5]
+    if kind in COLLECTION_KINDS:
+        raise SchemaMismatch(f"{target.name} is the name of a {kind.decode()} here: give one of the two another name")
     offset, epoch, _, _, _, codec, version, *more = header.split(b" ")
     stored = dict(zip(fields[::2], fields[1::2], strict=True))
     is_volatile = any(one.startswith(b"next=") for one in more)

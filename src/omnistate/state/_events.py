@@ -42,7 +42,7 @@ class Followed:
 
     def apply(self, event: StateEvent) -> None:
         if event.type in GONE:
-            self.flat, self.damaged = {}, {}
+            self.flat, self.damaged, self.class_version = {}, {}, self._target.schema.version
             return
         self.flat = {} if event.replace else dict(self.flat)  # a snapshot may still hold the other
         if event.type == "state.entries_expired":
@@ -67,7 +67,8 @@ class Followed:
         """The document as the present class has it. Raises `SchemaMismatch`."""
         schema = self._target.schema
         if self.damaged:
-            raise SchemaMismatch(f"a part of {schema.name} cannot be read", fields=self.damaged)
+            names = ", ".join(self.damaged)
+            raise SchemaMismatch(f"{schema.name}: {names} cannot be read (see the error's fields)", fields=self.damaged)
         return schema.join(schema.upgrade(self.flat, self.class_version))
 
     def _set(self, name: str, value: Raw) -> None:

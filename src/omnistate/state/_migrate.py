@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from omnistate.errors import InvalidDeclaration, SchemaMismatch
+from omnistate.state._options import Options
 
 Fields = dict[str, Any]  # a document as JSON has it
 Step = Callable[[Fields], Fields | None]
@@ -37,7 +39,12 @@ def migrate(before: int, after: int) -> Callable[[Step], Migration]:
     if type(before) is not int or type(after) is not int or before < 1 or after < 1 or before == after:
         raise InvalidDeclaration(f"migrate({before!r}, {after!r}) must name two different versions, 1 or higher")
 
-    return lambda function: Migration(function, before, after)
+    def mark(function: Step) -> Migration:
+        if inspect.iscoroutinefunction(function):
+            raise InvalidDeclaration(f"the migration {function.__name__} must not be async: it runs at each reading")
+        return Migration(function, before, after)
+
+    return mark
 
 
 class Migrations:
@@ -45,13 +52,22 @@ class Migrations:
 
     __slots__ = ("_name", "_steps")
 
-    def __init__(self, name: str, kind: type) -> None:
+    def __init__(self, name: str, kind: type, options: Options) -> None:
         self._name = name
         self._steps: dict[tuple[int, int], Step] = {}
         for owner in reversed(kind.__mro__):
             for value in vars(owner).values():
                 if isinstance(value, Migration):
                     self._steps[value.versions] = value.__func__
+        if options.writes != options.version:
+            for before, after in ((options.version, options.writes), (options.writes, options.version)):
+                try:
+                    self._path(before, after)
+                except SchemaMismatch:
+                    raise InvalidDeclaration(
+                        f"{name} writes version {options.writes} for older processes, so it needs the way there and back: "
+                        f"declare @migrate({before}, {after})"
+                    ) from None
 
     def apply(self, fields: Fields, before: int, after: int) -> Fields:
         """The fields as version `after` has them. Raises `SchemaMismatch`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import timedelta
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar, cast, dataclass_transform
 
@@ -23,10 +24,27 @@ class Expect(Enum):
 
     ANY = "*"
     ABSENT = "-"
+    PRESENT = "+"
 
 
 ANY, ABSENT = Expect.ANY, Expect.ABSENT
 Precondition = Expect | Position
+
+
+_STRUCT_OPTIONS = {
+    *("tag", "tag_field", "rename", "omit_defaults", "forbid_unknown_fields", "frozen", "eq", "order", "kw_only"),
+    *("repr_omit_defaults", "array_like", "gc", "weakref", "dict", "cache_hash"),
+}
+_OWN_OPTIONS = (
+    *("ttl", "lifetime", "name", "channels", "version", "writes", "codec", "compress_over", "encrypted", "history"),
+    "indexes",
+)
+
+
+def _unknown_option(class_name: str, option: str) -> InvalidDeclaration:
+    guess = get_close_matches(option, (*_OWN_OPTIONS, *_STRUCT_OPTIONS), n=1)
+    hint = f"did you mean {guess[0]}=?" if guess else f"the options of a state are {', '.join(_OWN_OPTIONS)}"
+    return InvalidDeclaration(f"{class_name} has no option {option}=: {hint}")
 
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
@@ -52,6 +70,8 @@ class StateMeta(msgspec.StructMeta):
         indexes: Collection[str] = (),
         **options: Any,
     ) -> StateMeta:
+        if unknown := options.keys() - _STRUCT_OPTIONS:
+            raise _unknown_option(class_name, min(unknown))
         cls = super().__new__(mcls, class_name, bases, namespace, **options)
         if any(isinstance(base, StateMeta) for base in bases):
             declared = Options(
@@ -118,7 +138,7 @@ def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
     if declaration is None and isinstance(kind, type) and (found := protobuf_schema(kind)) is not None:
         return cast("Schema[AnyState]", found)
     if declaration is None or not isinstance(kind, type):
-        what = kind.__name__ if isinstance(kind, type) else f"a {type(kind).__name__}"
+        what = kind.__name__ if isinstance(kind, type) else f"a value of type {type(kind).__name__}"
         raise InvalidDeclaration(
             f"{what} is not a state class: give the class itself, derived from State, or a message class given to protobuf()"
         )
@@ -167,6 +187,11 @@ class Snapshot(Generic[AnyState]):
     def precondition(self) -> Precondition:
         """What `expect=snapshot` asks for: this version still, or still no document."""
         return ABSENT if self._version is None else self._version
+
+    @property
+    def encoded(self) -> bytes:
+        """For the slices on top: the document as its class encodes it."""
+        return self._encoded
 
     @property
     def json(self) -> bytes:

@@ -60,7 +60,7 @@ class Schema(Generic[S]):
         name = options.name
         self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, name, options.ttl_ms, options.lifetime_ms
         self.version, self.writes, self.history = options.version, options.writes, options.history
-        self._migrations = Migrations(name, kind)
+        self._migrations = Migrations(name, kind, options)
         try:
             info = msgspec.inspect.type_info(kind)
             self._decode = msgspec.json.Decoder(kind).decode
@@ -364,6 +364,16 @@ class Schema(Generic[S]):
         if keys == msgspec.inspect.StrType():
             self._counters[name, True] = field + b":"
         return self.entry(name, key, 0)[0]
+
+    def deadline_name(self, name: str, key: Any) -> bytes:
+        """The hash field of what is to have a deadline of its own. Raises `InvalidValue`."""
+        if key is not None:
+            return self.entry_name(name, key)
+        if self.field(name).encode_name in self.mappings:
+            raise InvalidValue(f"{self.name}.{name} is a mapping: say which entry, expire({name!r}, key, after=...)")
+        if name in self.indexes.names:
+            raise InvalidValue(f"{self.name}.{name} is indexed, so it cannot expire by itself: set it to None instead")
+        return self.field(name).encode_name.encode()
 
     def check_step(self, name: str, by: int) -> None:
         """Raises `InvalidValue` for what cannot be added to an integer on the server."""

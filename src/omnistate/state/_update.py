@@ -16,7 +16,18 @@ from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue, SchemaMismatch
-from omnistate.state._commands import Done, Held, Patch, Refused, Stored, Target, read, write
+from omnistate.state._commands import (
+    Done,
+    Held,
+    Patch,
+    Refused,
+    Stored,
+    Target,
+    read,
+    read_outcome,
+    result_version,
+    write,
+)
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
 from omnistate.store import Command, Flow, Pause, Position, call, new_operation_id, run
@@ -58,24 +69,32 @@ class Call:
 class Known:
     """A document as this process knows it: to run functions on, and to tell what they changed.
 
-    Either `flat` holds what is stored, or `value` does, which nobody else holds.
+    Either `flat` holds it as hash fields, or `value` does, which nobody else holds; both as this class writes them, so that
+    what a newer class has put inside a field is no change. `stored` is what is there, where that may differ.
     """
 
-    __slots__ = ("encoded", "flat", "is_of_other_shape", "is_volatile", "schema", "value", "version")
+    __slots__ = ("encoded", "flat", "is_of_other_shape", "is_volatile", "schema", "stored", "value", "version")
 
     def __init__(
         self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
     ) -> None:
         self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
+        self.stored: Flat | None = None
         self.is_volatile = False  # parts of it may expire: it must be read again before each change
         self.is_of_other_shape = False  # another version of the class wrote it
 
     @classmethod
     def read(cls, schema: Schema[Any], held: Held) -> Known:
         if held.damaged:
-            raise SchemaMismatch(f"a part of {schema.name} cannot be read, so it is not changed", fields=held.damaged)
-        flat = schema.upgrade(held.flat, held.class_version)
-        known = cls(schema, held.version, schema.join(flat), flat)
+            names = ", ".join(held.damaged)
+            raise SchemaMismatch(f"{schema.name}: {names} cannot be read, so nothing is changed", fields=held.damaged)
+        stored = schema.upgrade(held.flat, held.class_version)
+        value = schema.decode(schema.join(stored))
+        encoded = schema.encode(value)
+        known = cls(schema, held.version, encoded, None, value)
+        if not schema.compares:
+            known.flat = schema.split(encoded)
+        known.stored = stored
         known.is_volatile = held.is_volatile
         known.is_of_other_shape = held.version is not None and held.class_version != schema.writes
         return known
@@ -88,7 +107,7 @@ class Known:
         indexes = self.schema.indexes.of(value) if self.schema.indexes.names else ()
         if not self.is_of_other_shape and not self.schema.rewrites:
             return Patch(sets, drops, indexes=indexes)
-        flat = self.flat if self.flat is not None else self.schema.split(self.encoded)
+        flat = self.stored if self.stored is not None else self.schema.split(self.encoded)
         whole = {name: one for name, one in flat.items() if name not in drops} | sets
         return Patch(self.schema.downgrade(whole), rewrite=True, indexes=indexes)
 
@@ -136,7 +155,9 @@ class Seen:
             self._bytes -= len(old.encoded)
 
 
-def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]) -> Flow[None]:
+def apply(  # noqa: C901 - the turns that an optimistic write may take, in one place
+    schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
+) -> Flow[None]:
     """Runs the calls' functions in order and stores their changes in one write; what came of it is in the calls.
 
     Raises what concerns all of them: the store's errors, `SchemaMismatch`, `Conflict` after too many races.
@@ -148,6 +169,8 @@ def apply(schema: Schema[Any], target: Target, seen: Seen, calls: Sequence[Call]
             known = Known.read(schema, (yield from call(read(target))).held)
         after, value = _run_all(schema, waiting, known.encoded)
         patch = known.patch(after, value)
+        if waiting[0].error is not None and (yield from _was_done(schema, target, waiting[0])):
+            return None
         if patch is None or any(one.error for one in waiting):
             if not fresh:
                 known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
@@ -229,6 +252,20 @@ def _find_done(
         if one.digest:
             one.result, one.repeated = None, True
     return left
+
+
+def _was_done(schema: Schema[Any], target: Target, one: Call) -> Flow[bool]:
+    """Whether a call under the caller's own id, whose function refuses now, had been applied before."""
+    outcome = None
+    if one.digest:
+        outcome = yield from call(read_outcome(target.log, one.operation_id, one.digest))
+    if outcome is None:
+        return False
+    present = (yield from call(read(target))).held
+    one.error, one.result, one.repeated = None, None, True
+    one.version = result_version(outcome)
+    one.after = schema.join(schema.upgrade(present.flat, present.class_version))
+    return True
 
 
 Execute: TypeAlias = Callable[[Command[Any]], Awaitable[Any]]

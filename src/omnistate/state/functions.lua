@@ -27,6 +27,8 @@ local function look(header, now)
 end
 
 local function refused(document, header, version, reason)
+  local class = version and match(header, '^%d+ %x+ %d+ %d+ %d+ %S+ (%d+)')
+  if class == '0' then return {'kind', match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')} end
   return {'conflict', version and header or '', version and redis_call('HGETALL', document) or {}, reason}
 end
 
@@ -182,7 +184,14 @@ local function check_write(log, part, args, at, last, alone)
     if token ~= '' then redis_call('HSET', log.keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(now + TURN)) end
     return refused(part.key, header, version, 'version')
   end
-  if version and not replace and class ~= args[at + 7] then return refused(part.key, header, version, 'class') end
+  if version and class ~= args[at + 7] then
+    local kind = class == '0' and match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+    if kind then return {'kind', kind} end
+    -- An older class does not replace what a newer one wrote, unless it has read it.
+    if not replace or expected == '*' and tonumber(class) > tonumber(args[at + 7]) then
+      return refused(part.key, header, version, 'class')
+    end
+  end
 
   local first = at + 11
   local tail = first + args[at + 10] - 1
@@ -387,8 +396,11 @@ end
 -- A delete is a part of a call: entry, expected, event, and maybe 'history', keep, age, who. Its keys: the document, its
 -- history where it has one, then the indexes.
 local function check_delete(log, part, args, at)
-  local version, _, _, _, more = look(part.header, log.now)
+  local version, _, _, class, more = look(part.header, log.now)
   part.version, part.more = version, more
+  if version and (class == '0') ~= (part.name == 'erase') then
+    return {'kind', class == '0' and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)') or 'document'}
+  end
   if not meets(part.version, args[at + 1]) then return refused(part.key, part.header, part.version, 'version') end
 end
 
@@ -415,8 +427,9 @@ local function state_read(keys, args)
   local epoch, offset, into, header = read_meta(keys[1], args[1])
   if into then return {'merged', into} end
   local now = milliseconds()
-  local version, _, _, _, more = look(header, now)
+  local version, _, _, class, more = look(header, now)
   if not version then return {'ok', epoch or '', offset, '', {}} end
+  if class == '0' then return {'ok', epoch, offset, header, {}} end  -- a collection: the reader says so
   local held = redis_call('HGETALL', keys[2])
   local nearest = more ~= '' and match(more, ' next=(%d+)')
   if nearest and tonumber(nearest) <= now then held = unexpired(held, now) end
@@ -562,6 +575,11 @@ local function agenda_take(keys, args)
   return due
 end
 
+-- log_outcome: what is remembered of an operation id   keys: meta, older   arguments: id   reply: its record, or ''
+local function log_outcome(keys, args)
+  return redis_call('HGET', keys[1], args[1]) or redis_call('HGET', keys[2], args[1]) or ''
+end
+
 -- log_entries: what there is of a customer   keys: meta, docs
 -- reply: {customer it was merged into or '', entry, header ...}, what has expired left out
 local function log_entries(keys)
@@ -655,6 +673,7 @@ define('change', change)
 define('log_due', log_due, READS)
 define('log_expire', log_expire)
 define('log_entries', log_entries, READS)
+define('log_outcome', log_outcome, READS)
 define('agenda_size', agenda_size, READS)
 define('agenda_take', agenda_take)
 define('agenda_page', agenda_page, READS)

@@ -73,7 +73,16 @@ def check_duration(what: str, value: object, least: timedelta, most: timedelta) 
     if not isinstance(value, timedelta):
         raise InvalidInput(f"{what} must be a timedelta, not {type(value).__name__}: {what}=timedelta(seconds=5)")
     if not least <= value <= most:
-        raise InvalidInput(f"{what} must be between {least} and {most} (h:mm:ss), not {value}")
+        raise InvalidInput(f"{what} must be between {_spelled(least)} and {_spelled(most)}, not {_spelled(value)}")
+
+
+def _spelled(duration: timedelta) -> str:
+    seconds = duration.total_seconds()
+    for unit, size in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds and seconds % size == 0:
+            number = round(seconds / size)
+            return f"{number:,} {unit}" + ("" if number == 1 else "s")
+    return f"{seconds * 1000:,.0f} ms" if abs(seconds) < 1 else f"{seconds:g} seconds"
 
 
 def decode_id(part: str) -> str:
