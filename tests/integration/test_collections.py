@@ -483,6 +483,17 @@ async def test_a_best_score_is_only_raised_and_a_best_time_only_lowered(ana: Cus
     assert await held.all() == {"b": 1, "a": 3}
 
 
+async def test_a_score_never_becomes_infinite(ana: Customer, stored: Stored) -> None:
+    held = ana.collection(scores)
+    await held.update({"a": 1.7e308, "b": -1.7e308, "c": 5e-324})
+    before = stored.everything()
+    for call in (held.increment("a", 1.7e308), held.increment("b", -1.7e308)):
+        with pytest.raises(omnistate.InvalidValue, match="larger than a score of scores can be"):
+            await call
+    assert stored.everything() == before
+    assert await held.all() == {"a": 1.7e308, "b": -1.7e308, "c": 5e-324}
+
+
 async def test_a_full_sorted_set_takes_no_new_member(ana: Customer, stored: Stored) -> None:
     held = ana.collection(scores)
     await held.update({"a": 1, "b": 2, "c": 3})

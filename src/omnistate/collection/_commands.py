@@ -105,6 +105,8 @@ class Target:
                 )
             case b"not_integer":
                 return InvalidValue(f"what {name} holds there is no integer, or the sum is beyond 2^53")
+            case b"infinite":
+                return InvalidValue(f"the sum is larger than a score of {name} can be")
             case b"bounds":
                 return OutOfBounds(name, value=int(reply[1]))
             case b"exists":

@@ -325,6 +325,8 @@ collections.sorted = {
   increment = {
     check = function(_, part, args, at)
       local held = part.version and redis_call('ZSCORE', part.key, args[at + 1])
+      local sum = tonumber(held or '0') + tonumber(args[at])
+      if sum - sum ~= 0 then return {'infinite'} end  -- JSON, and so the log, has no such number
       return sorted_room(part, held and 0 or 1)
     end,
     apply = sorted_increment,
@@ -468,7 +470,7 @@ local COLLECTION_BYTES = 16777216
 
 -- A part of a call. arguments: entry, expected, ttl in ms or 0, lifetime in ms or 0, kind, limit, operation, event head, then
 -- the operation's. refusals: {"conflict", ...} | {"kind", found} | {"full", what, limit} | {"large", bytes}
---   | {"not_integer", name} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"}
+--   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"}
 local function check_collection(log, part, args, at, last)
   local version, bytes, collected, _, more = look(part.header, log.now)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
