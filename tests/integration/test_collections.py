@@ -1028,7 +1028,15 @@ async def test_two_collections_of_one_name_but_other_kind_do_not_mix(ana: Custom
     await ana.collection(as_list).append("a")
     before = stored.everything()
     other = ana.collection(as_set)
-    for call in (other.add("b"), other.discard("a"), other.all(), other.size(), other.contains("a"), other.version()):
+    for call in (
+        other.add("b"),
+        other.discard("a"),
+        other.all(),
+        other.size(),
+        other.contains("a"),
+        other.version(),
+        other.clear(),
+    ):
         with pytest.raises(omnistate.SchemaMismatch, match="two_kinds is stored as a list, not a set"):
             await call
     with pytest.raises(omnistate.SchemaMismatch):
@@ -1046,6 +1054,16 @@ async def test_collections_of_two_customers_are_apart(omni: Client) -> None:
     await ana.collection(tags).add("a")
     await ben.collection(tags).add("b")
     assert (await ana.collection(tags).all(), await ben.collection(tags).all()) == ({"a"}, {"b"})
+
+
+async def test_a_collection_that_was_changed_since_is_not_cleared(ana: Customer) -> None:
+    """`clear` has no such argument yet; a part of a call has."""
+    held = ana.collection(recent)
+    await held.append("a")
+    part = held._target.delete(omnistate.Position((await ana.position()).epoch, 7))
+    with pytest.raises(omnistate.Conflict):
+        await held._execute(part, bool, None)
+    assert await held.all() == ["a"]
 
 
 async def test_a_cleared_collection_is_gone_with_all_its_keys(ana: Customer, stored: Stored) -> None:

@@ -87,7 +87,7 @@ class Target:
 
     def delete(self, expect: Precondition = ANY) -> Part:
         event = self.head.replace(b".changed", b".deleted", 1)
-        return Part("erase", self.keys, (self.entry, expected(expect), event))
+        return Part("erase", self.keys, (self.entry, expected(expect), event, self.collection.kind))
 
     def refusal(self, reply: list[Any]) -> Exception:
         """What a part's refusal means, but for a version that was not the expected one."""

@@ -540,8 +540,13 @@ local function apply_collection(log, part, args, at, last)
 end
 
 parts.collection = {check = check_collection, apply = apply_collection}
-parts.erase = {  -- the whole collection: entry, expected, event
-  check = check_delete,
+parts.erase = {  -- the whole collection: entry, expected, event, kind
+  check = function(log, part, args, at)
+    part.version = look(part.header, log.now)
+    if not meets(part.version, args[at + 1]) then return {'conflict', part.version and part.header or '', {}, 'version'} end
+    local found = part.version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+    if found and found ~= args[at + 3] then return {'kind', found} end  -- it has other keys
+  end,
   apply = function(log, part, args, at)
     if not part.version then return '' end
     append(log, args[at + 2])
