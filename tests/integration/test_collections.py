@@ -16,6 +16,7 @@ from redis import Redis
 import omnistate
 from omnistate import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.collection import own_keys
+from omnistate.state import parse_change
 from omnistate.store import Command, Keyspace
 
 INF, NAN = float("inf"), float("nan")
@@ -1117,6 +1118,20 @@ async def queue_size(queue: Any) -> int:
 
 async def take_one(queue: Any) -> None:
     await (await queue.claim()).done()
+
+
+async def test_the_first_call_of_a_customer_may_have_several_parts(ana: Customer, stored: Stored) -> None:
+    tag, point = ana.collection(tags), ana.collection(points)
+    parts = [
+        tag._target.part("add", b',"values":["a"]', [b'"a"']),
+        point._target.part("add", b"", [5, "", ""]),
+    ]
+    command = parse_change(stored.log, parts, "several", lambda _, reply: AssertionError(reply))
+    assert await ana._services.link.execute(command) == [b"1", b"5"]
+    assert (await tag.all(), await point.get()) == ({"a"}, 5)
+    told = await events_of(ana, omnistate.Position((await ana.position()).epoch, 0))
+    assert [event["collection"] for event in told] == ["tags", "points"]
+    assert stored.raw.smembers(stored.log.written[3]) == {b"doc:tags", b"doc:points"}
 
 
 WATCHED: list[tuple[Any, Any, list[Any]]] = [
