@@ -654,6 +654,25 @@ async def test_a_waiting_worker_is_woken_by_a_put(ana: Customer, stored: Stored)
     assert await queue.wait(timeout=timedelta(milliseconds=1)) is None
 
 
+async def test_a_waiting_worker_goes_on_when_it_has_missed_a_part_of_the_log(
+    ana: Customer, stored: Stored, connect: Callable[..., Client]
+) -> None:
+    queue = ana.collection(work)
+    async with connect() as other:
+        busy = other.customer("ana").collection(visits)
+        waiting = asyncio.create_task(queue.wait())
+        async with asyncio.timeout(20):
+            while stored.raw.execute_command("PUBSUB", "SHARDNUMSUB", stored.log.topic)[1] == 0:
+                await asyncio.sleep(0.001)
+            stored.raw.delete(stored.log.log)  # as if so much had happened that the log does not reach back
+            stored.raw.hset(stored.log.meta, "s", "abc 5000 0 0 -1 0")
+            await busy.add()
+            await other.customer("ana").collection(work).put("a")
+            item = await waiting
+    assert item is not None
+    assert item.value == "a"
+
+
 async def test_a_waiting_worker_is_woken_when_a_delay_ends(ana: Customer) -> None:
     queue = ana.collection(work)
     await queue.put("a", delay=timedelta(milliseconds=30))

@@ -14,7 +14,7 @@ import msgspec
 from omnistate.collection._apply import apply_collection_event, decode_collection_event, initial
 from omnistate.collection._commands import Found, Place, Target, unpack
 from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
-from omnistate.errors import Conflict, InvalidInput, InvalidValue
+from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost
 from omnistate.state import ANY, Part, Precondition, parse_change
 from omnistate.store import (
     Argument,
@@ -695,6 +695,8 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
                     position = Position(position.epoch, entries[-1].offset)
                 except TimeoutError:
                     continue
+                except PositionLost as lost:  # what was said does not matter here, only that something was
+                    position = lost.current
         finally:
             leave()
 
