@@ -1262,6 +1262,44 @@ async def test_a_merge_brings_every_kind_together(omni: Client) -> None:
             await call
 
 
+async def test_a_merge_keeps_the_deadlines_of_entries_and_items(omni: Client, raw: Redis, tenant: str) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    await ben.collection(coupons).put("soon", 1, ttl=HOUR)
+    await ben.collection(coupons).put("stays", 1)
+    queue = ben.collection(jobs)
+    await queue.put(1, 2)
+    await queue.put(3, delay=HOUR)
+    assert await queue.claim() is not None
+    before = raw.zscore(Keyspace(tenant).customer("ben").key("doc", "coupons", ".due"), "soon")
+    await ana.merge(ben)
+    stored = Stored(raw, tenant)
+    assert raw.zscore(stored.key("coupons", "due"), "soon") == before
+    assert f"next={int(before)}" in stored.header("coupons")  # type: ignore[arg-type]
+    stored.expire_entry("coupons", "soon")
+    assert await ana.collection(coupons).all() == {"stays": 1}
+    moved = ana.collection(jobs)
+    assert await moved.size() == (1, 2)
+    assert [item.value for item in await moved.claim_many(9)] == [2]
+    stored.end_leases("jobs")
+    assert [(item.value, item.attempt) for item in await moved.claim_many(9)] == [(1, 2), (2, 2), (3, 1)]
+
+
+async def test_a_merge_is_not_refused_for_the_number_of_entries(omni: Client) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    for who, names in ((ana, "abc"), (ben, "def")):
+        await who.collection(scores).update(dict.fromkeys(names, 1))
+        await who.collection(best).update({name: ord(name) for name in names})
+        await who.collection(tags).add(*names)
+        await who.collection(coupons).update(dict.fromkeys(names, 1))
+        await who.collection(work).put(*names)
+        await who.collection(points).add(100)
+    await ana.merge(ben)
+    assert set(await ana.collection(scores).all()) == await ana.collection(tags).all() == set("abcdef")
+    assert set(await ana.collection(best).all()) == set("def")
+    assert set(await ana.collection(coupons).all()) == set("abcdef")
+    assert (await ana.collection(work).size(), await ana.collection(points).get()) == ((6, 0), 200)
+
+
 async def test_a_merge_into_a_customer_without_collections_takes_them_all(
     omni: Client, raw: Redis, tenant: str
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from omnistate.collection._commands import Place, Target
-from omnistate.collection._model import Collection
+from omnistate.collection._model import Collection, List, SortedSet
 from omnistate.state import parse_change
 from omnistate.store import Argument, OwnOperationId
 
@@ -17,15 +19,20 @@ _Call = tuple[str, bytes, list[Argument]]
 async def merge_collection(declaration: Collection[Any], place: Place, theirs: list[Any], *names: str) -> None:
     """Adds another customer's collection to this one, once for all calls with these names of the merge.
 
-    Sets become their union and counters their sum; a map keeps this customer's entries and gets the others; a sorted set
-    keeps the higher score of a member in both; a list gets the other's values as its oldest, as many as its limit allows;
-    a queue gets the other's items. Nothing is refused for the number of entries.
+    Sets become their union and counters their sum; a map keeps this customer's entries and gets the others, with their
+    deadlines; a sorted set keeps the higher score of a member in both; a list gets the other's values as its oldest, as
+    many as its limit allows; a queue gets the other's items, and those that are leased or delayed when that ends. Nothing
+    is refused for the number of entries.
     """
     target = Target(declaration, place)
-    limit = None if declaration.kind in ("list", "sorted") else "0"
+    drops = isinstance(declaration, List) or (isinstance(declaration, SortedSet) and declaration.keep is not None)
+    limit = None if drops else "0"
     for index, (operation, event, arguments) in enumerate(_calls(declaration.kind, theirs)):
         part = target.part(operation, event, arguments, limit=limit)
-        operation_id = OwnOperationId("merge", *names, str(index))
+        # A merge that goes on later may find fewer entries, as some have expired: then this is not the same call.
+        said = b"\0".join(one if isinstance(one, bytes) else str(one).encode() for one in arguments)
+        digest = hashlib.blake2b(said, digest_size=8).hexdigest()
+        operation_id = OwnOperationId("merge", *names, str(index), digest)
         command = parse_change(place.log, [part], operation_id, lambda _, reply: target.refusal(reply))
         await place.services.link.execute(command)
 
@@ -33,6 +40,10 @@ async def merge_collection(declaration: Collection[Any], place: Place, theirs: l
 def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for at in range(0, len(values), size):
         yield values[at : at + size]
+
+
+def _triples(theirs: list[Any]) -> list[tuple[Any, Any, Any]]:
+    return list(zip(theirs[::3], theirs[1::3], theirs[2::3], strict=True))
 
 
 def _calls(kind: str, theirs: list[Any]) -> Iterator[_Call]:  # noqa: C901 - one case for each kind
@@ -44,19 +55,19 @@ def _calls(kind: str, theirs: list[Any]) -> Iterator[_Call]:  # noqa: C901 - one
         case "unique":
             yield "absorb", b"", [theirs[0]]
         case "set":
-            for values in _chunks(theirs, _AT_ONCE):
+            for values in _chunks(sorted(theirs), _AT_ONCE):  # a server that was restarted has another order
                 yield "add", b',"values":[' + b",".join(values) + b"]", list(values)
         case "list":
             for values in reversed(list(_chunks(theirs, _AT_ONCE))):
                 yield "prepend", b"", list(values)
         case "map":
-            for pairs in _chunks(theirs, 2 * _AT_ONCE):
-                yield "fill", b"", list(pairs)
+            for some in _chunks(sorted(_triples(theirs)), _AT_ONCE):
+                yield "fill", b"", list(chain.from_iterable(some))
         case "sorted":
             for pairs in _chunks(theirs, 2 * _AT_ONCE):
                 flipped = [one for at in range(0, len(pairs), 2) for one in (pairs[at + 1], pairs[at])]
                 yield "put", b"", ["higher", *flipped]
         case _:
-            items = sorted(zip(theirs[::2], theirs[1::2], strict=True), key=lambda item: int(item[0]))
+            items = sorted(_triples(theirs), key=lambda item: int(item[0]))
             for some in _chunks(items, _AT_ONCE):
-                yield "put", b"", ["0", *(item.split(b" ", 1)[1] for _, item in some)]
+                yield "fill", b"", list(chain.from_iterable(item[1:] for item in some))

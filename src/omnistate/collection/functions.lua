@@ -140,6 +140,12 @@ local function map_put_check(log, part, args, at, last)
   return new > 0 and too_many(part, count_map(log, part), new)
 end
 
+local function set_deadline(log, part, key, deadline)
+  redis_call('ZADD', part.keys[2], text(deadline), key)
+  if not part.nearest or deadline < part.nearest then part.nearest = deadline end
+  falls_due(log, deadline)
+end
+
 local function map_put(log, part, args, at, last)
   local added, grown, ttl = 0, 0, args[at + 1]
   for i = at + 2, last, 2 do
@@ -153,10 +159,7 @@ local function map_put(log, part, args, at, last)
     if ttl == '0' then
       if part.more ~= '' then redis_call('ZREM', part.keys[2], key) end
     elseif ttl ~= '' then
-      local deadline = log.now + ttl
-      redis_call('ZADD', part.keys[2], text(deadline), key)
-      if not part.nearest or deadline < part.nearest then part.nearest = deadline end
-      falls_due(log, deadline)
+      set_deadline(log, part, key, log.now + ttl)
     end
   end
   return text(added), '', grown
@@ -184,13 +187,14 @@ local function map_take(_, part, args, at)
   return packed({value}), '', -#args[at] - #value
 end
 
--- The entries of another map, where this one has none of their key. arguments: key, value ...
+-- The entries of another map, where this one has none of their key. arguments: key, value, deadline or '' ...
 local function map_fill(log, part, args, at, last)
   local grown, said = 0, {}
-  for i = at, last, 2 do
+  for i = at, last, 3 do
     if not (part.version and lives(log, part, args[i])) then
       redis_call('HSET', part.key, args[i], args[i + 1])
       said[#said + 1], grown = quote(args[i]) .. ':' .. args[i + 1], grown + #args[i] + #args[i + 1]
+      if args[i + 2] ~= '' then set_deadline(log, part, args[i], tonumber(args[i + 2])) end
     end
   end
   return '', #said > 0 and ',"put":{' .. concat(said, ',') .. '}', grown
@@ -401,6 +405,18 @@ local function queue_put_items(log, part, args, at, last)
   return concat(ids, ' '), ',"ids":[' .. concat(ids, ',') .. ']', grown
 end
 
+-- The items of another queue. arguments: "<attempts> <payload>", the deadline of a lease or delay or '' ...
+local function queue_fill(log, part, args, at, last)
+  local first, ids, grown = (log.offset + 1) * 1000, {}, 0
+  for i = at, last, 2 do
+    local id = text(first + (i - at) / 2)
+    redis_call('HSET', part.key, id, args[i])
+    redis_call('ZADD', part.keys[args[i + 1] == '' and 2 or 3], args[i + 1] == '' and id or args[i + 1], id)
+    ids[#ids + 1], grown = id, grown + #id + #args[i]
+  end
+  return '', ',"ids":[' .. concat(ids, ',') .. ']', grown
+end
+
 -- arguments: most, lease in ms   result: id, attempt, payload of each, packed; or "wait <ms until a lease ends>"
 local function queue_claim(log, part, args, at)
   local items, ready, leased = part.key, part.keys[2], part.keys[3]
@@ -458,6 +474,7 @@ collections.queue = {
     end,
     apply = queue_put_items,
   },
+  fill = {apply = queue_fill},
   claim = {frees = true, apply = queue_claim},
   settle = {frees = true, check = queue_settle_check, apply = queue_settle_item},
 }
@@ -559,7 +576,18 @@ parts.erase = {  -- the whole collection: entry, expected, event, kind
 
 -- Reading. Each is given (keys, args, at, now); keys[2] is the collection. The reply is a list.
 
-local readers = {
+-- What a merge moves: field, value, deadline or '' of each.
+local function with_deadlines(held, deadlines)
+  local rest = {}
+  for i = 1, #held, 2 do
+    local deadline = redis_call('ZSCORE', deadlines, held[i])
+    rest[#rest + 1], rest[#rest + 2], rest[#rest + 3] = held[i], held[i + 1], deadline and text(tonumber(deadline)) or ''
+  end
+  return rest
+end
+
+local readers
+readers = {
   map = {
     get = function(keys, args, at)
       local values = redis_call('HMGET', keys[2], unpack(args, at))
@@ -577,6 +605,7 @@ local readers = {
       end
       return rest
     end,
+    moving = function(keys, args, at, now) return with_deadlines(readers.map.all(keys, args, at, now), keys[3]) end,
     page = function(keys, args, at, now)
       local found, rest = redis_call('HSCAN', keys[2], args[at], 'COUNT', args[at + 1]), nil
       rest = {found[1]}
@@ -632,7 +661,7 @@ local readers = {
   },
   queue = {
     len = function(keys) return {text(redis_call('ZCARD', keys[3])), text(redis_call('ZCARD', keys[4]))} end,
-    all = function(keys) return redis_call('HGETALL', keys[2]) end,
+    moving = function(keys) return with_deadlines(redis_call('HGETALL', keys[2]), keys[4]) end,
   },
 }
 

@@ -68,7 +68,7 @@ local function customer_documents(keys, args)
     if version then
       local kind = match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
       if readers[kind] then
-        found = readers[kind].all(own, nil, nil, now)
+        found = (readers[kind].moving or readers[kind].all)(own, nil, nil, now)
       else
         found = redis_call('HGETALL', own[2])
         if more ~= '' then found = unexpired(found, now) end
