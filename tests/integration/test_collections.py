@@ -1284,6 +1284,22 @@ async def test_a_merge_keeps_the_deadlines_of_entries_and_items(omni: Client, ra
     assert [(item.value, item.attempt) for item in await moved.claim_many(9)] == [(1, 2), (2, 2), (3, 1)]
 
 
+async def test_a_merge_mixes_no_two_kinds_of_one_name(omni: Client) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    declared: Any = List(str, name="two_kinds")
+    await ben.collection(declared).append("a")
+    declared = None
+    gc.collect()  # a merge looks at all declarations
+    declared = Set(str, name="two_kinds")
+    with pytest.raises(omnistate.SchemaMismatch, match="two_kinds of customer ben is stored as list"):
+        await ana.merge(ben)
+    assert await ana.collection(declared).all() == set()
+    declared = List(str, name="two_kinds")
+    gc.collect()
+    await ana.merge(ben)
+    assert await ana.collection(declared).all() == ["a"]
+
+
 async def test_a_merge_is_not_refused_for_the_number_of_entries(omni: Client) -> None:
     ana, ben = omni.customer("ana"), omni.customer("ben")
     for who, names in ((ana, "abc"), (ben, "def")):

@@ -21,7 +21,7 @@ from omnistate.customer._flows import (
     prepare_merge,
     read_documents,
 )
-from omnistate.errors import Conflict, InvalidInput
+from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.session import Session, start_session
 from omnistate.state import ABSENT, AnyState, Origin, Services, State, StateHandle, schema_of
 from omnistate.store import (
@@ -134,14 +134,21 @@ class Customer:
         own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
         kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
         whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        for entry, (header, values) in (await run(read_documents(other._log, kinds), execute)).items():
+        found = await run(read_documents(other._log, kinds), execute)
+        for entry, (header, _) in found.items():
+            stored = header.split(b" ")[5].decode()
+            if stored != kinds[entry].replace("state", "json"):
+                raise SchemaMismatch(
+                    f"{entry} of customer {other.id} is stored as {stored}, and {kinds[entry]} is declared"
+                )
+        for entry, (_, values) in found.items():
             if entry in collections:
                 await merge_collection(collections[entry], self._place(), values, whose, entry)
             else:
-                await self._merge_document(classes[entry], whose, header, values)
+                await self._merge_document(classes[entry], whose, values)
         await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, []), execute)
 
-    async def _merge_document(self, kind: type[State], whose: str, header: bytes, fields: list[bytes]) -> None:
+    async def _merge_document(self, kind: type[State], whose: str, fields: list[bytes]) -> None:
         schema = schema_of(kind)
         theirs = schema.decode(schema.join(dict(zip(fields[::2], fields[1::2], strict=True))))
         operation_id = OwnOperationId("merge", whose, schema.name)
