@@ -1040,6 +1040,20 @@ async def test_an_operation_id_is_applied_once(
     assert stored.everything() == before
 
 
+async def test_an_operation_is_the_same_on_another_channel_and_after_a_release(ana: Customer) -> None:
+    first = await ana.via("web").collection(numbers).append(1, 2, operation_id="op-1")
+    assert await ana.via("app", actor="maria").collection(numbers).append(1, 2, operation_id="op-1") == first
+    released = List(int, name="numbers", limit=7, ttl=HOUR)
+    assert await ana.collection(released).append(1, 2, operation_id="op-1") == first
+    assert await ana.collection(numbers).all() == [1, 2]
+    del released
+    gc.collect()
+    await ana.collection(texts).update({"a": "", "b": "", "a\0b": ""})
+    assert await ana.collection(texts).remove("a\0b", operation_id="op-2") == 1
+    with pytest.raises(omnistate.OperationIdReused):
+        await ana.collection(texts).remove("a", "b", operation_id="op-2")
+
+
 # Names and kinds
 
 
