@@ -5,8 +5,58 @@ from __future__ import annotations
 from datetime import timedelta
 
 import omnistate
-from omnistate import Client
+from omnistate import Client, Customer
 from shop import Cart
+
+LISTED = omnistate.List(str, name="listed", limit=2, ttl=timedelta(days=1))
+MAPPED = omnistate.Map(str, int, name="mapped", ttl=timedelta(days=1))
+TAGGED = omnistate.Set(str, name="tagged")
+RANKED = omnistate.SortedSet(str, name="ranked", limit=2, keep="highest")
+COUNTED = omnistate.Counter(name="counted", ttl=timedelta(days=1))
+UNIQUE = omnistate.UniqueCounter(str, name="unique", ttl=timedelta(days=1))
+QUEUED = omnistate.WorkQueue(str, name="queued", ttl=timedelta(days=1))
+
+
+async def every_collection(customer: Customer) -> None:
+    """Each kind of collection, and what it leaves for a merge."""
+    listed = customer.collection(LISTED)
+    await listed.append("a", "b", "c")
+    await listed.set(0, "x")
+    await listed.pop()
+    await listed.slice(0, 1)
+    mapped = customer.collection(MAPPED)
+    await mapped.update({"a": 1, "b": 2, "c": 3}, ttl=timedelta(hours=1))
+    await mapped.put("a", 2)
+    await mapped.increment("b")
+    await mapped.pop("b")
+    assert [one async for one in mapped.items()]
+    assert await mapped.get_many("a", "b") == [2, None]
+    assert (await mapped.size(), await mapped.all()) == (2, {"a": 2, "c": 3})
+    tagged = customer.collection(TAGGED)
+    await tagged.add("a", "b")
+    await tagged.discard("b")
+    assert [one async for one in tagged.members()] == ["a"]
+    ranked = customer.collection(RANKED)
+    await ranked.update({"a": 1, "b": 2, "c": 3})
+    await ranked.increment("b")
+    await ranked.pop_lowest()
+    assert await ranked.top()
+    await customer.collection(COUNTED).add(2)
+    await customer.collection(UNIQUE).add("a", customer.id)
+    assert await customer.collection(UNIQUE).count() == 2
+    queued = customer.collection(QUEUED)
+    await queued.put("a", "b", "c", "d")
+    await queued.put("later", delay=timedelta(hours=1))
+    for item in await queued.claim_many(3):
+        await (
+            item.done()
+            if item.value == "a"
+            else item.release()
+            if item.value == "b"
+            else item.extend(timedelta(hours=1))
+        )
+    await customer.collection(LISTED).version()
+    await customer.collection(QUEUED).size()
 
 
 async def everything(omni: Client, who: str) -> None:
@@ -33,5 +83,8 @@ async def everything(omni: Client, who: str) -> None:
     await omni.queue("agents").waiting()
     ben = await omni.identify("web", "ben" + who)
     await ben.state(Cart).update(Cart.add, "pot")
+    for customer in (ana, ben):
+        await every_collection(customer)
     await ana.merge(ben)
     await ana.identities()
+    assert await ana.collection(QUEUED).clear()

@@ -191,3 +191,95 @@ async def test_a_call_of_unknown_outcome_is_made_again_under_its_id(proxy: Proxy
             assert await cart.increment("visits", operation_id=ids[0]) == 1
             await cart.update_once(ids[1], Cart.add, "cup")
         assert await cart.get() == Cart(items={"cup": 2}, visits=1)
+
+
+visited = omnistate.List(int, name="visited")
+tasks: omnistate.WorkQueue[int] = omnistate.WorkQueue(int, name="tasks")
+
+
+async def test_collection_operations_whose_replies_were_lost_are_applied_once(
+    omni: omnistate.Client, proxy: Proxy
+) -> None:
+    ana = omni.customer("ana")
+    seen, queue = ana.collection(visited), ana.collection(tasks)
+    visits = ana.collection(omnistate.Counter(name="visits_lost"))
+    words = ana.collection(omnistate.Map(str, int, name="words"))
+    board = ana.collection(omnistate.SortedSet(str, name="board_lost"))
+
+    async def lossy(work: Any) -> Any:
+        proxy.lose_next_reply_to = b"_change"
+        return await work
+
+    for number in range(10):
+        assert await lossy(seen.append(number)) == number + 1
+        assert await lossy(visits.add(3)) == 3 * (number + 1)
+        assert await lossy(words.increment("cup")) == number + 1
+        assert await lossy(board.increment("ana", 0.5)) == 0.5 * (number + 1)
+        assert len(await lossy(queue.put(number))) == 1
+    for number in range(5):
+        assert await lossy(seen.popleft()) == number
+        item = await lossy(queue.claim())
+        assert (item.value, item.attempt) == (number, 1)
+        await lossy(item.extend(timedelta(minutes=1)))
+        await lossy(item.done())
+    assert await lossy(board.pop_highest()) == [("ana", 5.0)]
+    assert await lossy(words.pop("cup")) == 10
+    assert await lossy(visits.clear())
+    assert proxy.lost == 10 * 5 + 5 * 4 + 3
+    assert (await seen.all(), await queue.size(), await visits.get()) == ([5, 6, 7, 8, 9], (5, 0), 0)
+    assert (await board.all(), await words.all()) == ({}, {})
+
+
+async def test_workers_whose_replies_are_lost_get_each_item_once(omni: omnistate.Client, proxy: Proxy) -> None:
+    queue = omni.customer("ana").collection(tasks)
+    await queue.put(*range(100))
+    taken: list[tuple[int, int]] = []
+
+    async def worker() -> None:
+        while (item := await queue.claim()) is not None:
+            taken.append((item.value, item.attempt))
+            if len(taken) % 9 == 0:
+                proxy.lose_next_reply_to = b"_change"
+            await item.done()
+
+    await asyncio.gather(*(worker() for _ in range(8)))
+    proxy.lose_next_reply_to = None
+    assert sorted(taken) == [(number, 1) for number in range(100)]
+    assert proxy.lost >= 5
+    assert await queue.size() == (0, 0)
+
+
+async def test_an_operation_of_unknown_outcome_gives_its_first_result_when_it_is_made_again(
+    proxy: Proxy, tenant: str
+) -> None:
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(milliseconds=400)) as omni:
+        seen = omni.customer("ana").collection(visited)
+        await seen.append(1, 2, 3)
+        proxy.silent = True
+        with pytest.raises(omnistate.AmbiguousWrite) as unknown:
+            await seen.pop()
+        proxy.silent = False
+        for _ in range(2):
+            assert await seen.pop(operation_id=unknown.value.operation_id) == 3
+        assert await seen.all() == [1, 2]
+
+
+async def test_a_merge_with_lost_replies_brings_every_item_once(omni: omnistate.Client, proxy: Proxy) -> None:
+    ana, ben = await omni.identify("web", "ana"), await omni.identify("app", "ben")
+    await ana.collection(visited).append(0)
+    await ben.collection(visited).append(*range(1, 1000))
+    await ben.collection(visited).append(*range(1000, 1300))
+    await ben.collection(tasks).put(*range(600))
+
+    async def lose() -> None:
+        while True:
+            proxy.lose_next_reply_to = b"_change"
+            await asyncio.sleep(0.005)
+
+    losing = asyncio.create_task(lose())
+    await ana.merge(ben)
+    losing.cancel()
+    proxy.lose_next_reply_to = None
+    assert proxy.lost >= 1
+    assert await ana.collection(visited).all() == [*range(1, 1300), 0]
+    assert [item.value for item in await ana.collection(tasks).claim_many(1000)] == list(range(600))

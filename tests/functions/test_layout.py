@@ -37,7 +37,7 @@ def keys_of(words: list[str]) -> list[str]:
     name = words[0].upper()
     if name in ("TIME", "SPUBLISH"):
         return []
-    if name in ("DEL", "RENAME"):
+    if name in ("DEL", "RENAME", "PFMERGE"):
         return words[1:]
     return words[1:2]
 
@@ -63,6 +63,8 @@ async def test_every_key_that_a_function_touches_was_declared(omni: Client, raw:
     assert names >= {
         "state_write",
         "change",
+        "collection_read",
+        "collection_count",
         "session_start",
         "conversation_take",
         "queue_lease",

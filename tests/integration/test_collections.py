@@ -16,6 +16,7 @@ from redis import Redis
 import omnistate
 from omnistate import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.collection import own_keys
+from omnistate.state import parse_change
 from omnistate.store import Command, Keyspace
 
 INF, NAN = float("inf"), float("nan")
@@ -491,6 +492,17 @@ async def test_a_best_score_is_only_raised_and_a_best_time_only_lowered(ana: Cus
     assert await held.all() == {"b": 1, "a": 3}
 
 
+async def test_a_score_never_becomes_infinite(ana: Customer, stored: Stored) -> None:
+    held = ana.collection(scores)
+    await held.update({"a": 1.7e308, "b": -1.7e308, "c": 5e-324})
+    before = stored.everything()
+    for call in (held.increment("a", 1.7e308), held.increment("b", -1.7e308)):
+        with pytest.raises(omnistate.InvalidValue, match="larger than a score of scores can be"):
+            await call
+    assert stored.everything() == before
+    assert await held.all() == {"a": 1.7e308, "b": -1.7e308, "c": 5e-324}
+
+
 async def test_a_full_sorted_set_takes_no_new_member(ana: Customer, stored: Stored) -> None:
     held = ana.collection(scores)
     await held.update({"a": 1, "b": 2, "c": 3})
@@ -648,6 +660,25 @@ async def test_a_waiting_worker_is_woken_by_a_put(ana: Customer, stored: Stored)
     assert item is not None
     assert item.value == "a"
     assert await queue.wait(timeout=timedelta(milliseconds=1)) is None
+
+
+async def test_a_waiting_worker_goes_on_when_it_has_missed_a_part_of_the_log(
+    ana: Customer, stored: Stored, connect: Callable[..., Client]
+) -> None:
+    queue = ana.collection(work)
+    async with connect() as other:
+        busy = other.customer("ana").collection(visits)
+        waiting = asyncio.create_task(queue.wait())
+        async with asyncio.timeout(20):
+            while stored.raw.execute_command("PUBSUB", "SHARDNUMSUB", stored.log.topic)[1] == 0:
+                await asyncio.sleep(0.001)
+            stored.raw.delete(stored.log.log)  # as if so much had happened that the log does not reach back
+            stored.raw.hset(stored.log.meta, "s", "abc 5000 0 0 -1 0")
+            await busy.add()
+            await other.customer("ana").collection(work).put("a")
+            item = await waiting
+    assert item is not None
+    assert item.value == "a"
 
 
 async def test_a_waiting_worker_is_woken_when_a_delay_ends(ana: Customer) -> None:
@@ -1017,6 +1048,20 @@ async def test_an_operation_id_is_applied_once(
     assert stored.everything() == before
 
 
+async def test_an_operation_is_the_same_on_another_channel_and_after_a_release(ana: Customer) -> None:
+    first = await ana.via("web").collection(numbers).append(1, 2, operation_id="op-1")
+    assert await ana.via("app", actor="maria").collection(numbers).append(1, 2, operation_id="op-1") == first
+    released = List(int, name="numbers", limit=7, ttl=HOUR)
+    assert await ana.collection(released).append(1, 2, operation_id="op-1") == first
+    assert await ana.collection(numbers).all() == [1, 2]
+    del released
+    gc.collect()
+    await ana.collection(texts).update({"a": "", "b": "", "a\0b": ""})
+    assert await ana.collection(texts).remove("a\0b", operation_id="op-2") == 1
+    with pytest.raises(omnistate.OperationIdReused):
+        await ana.collection(texts).remove("a", "b", operation_id="op-2")
+
+
 # Names and kinds
 
 
@@ -1025,7 +1070,15 @@ async def test_two_collections_of_one_name_but_other_kind_do_not_mix(ana: Custom
     await ana.collection(as_list).append("a")
     before = stored.everything()
     other = ana.collection(as_set)
-    for call in (other.add("b"), other.discard("a"), other.all(), other.size(), other.contains("a"), other.version()):
+    for call in (
+        other.add("b"),
+        other.discard("a"),
+        other.all(),
+        other.size(),
+        other.contains("a"),
+        other.version(),
+        other.clear(),
+    ):
         with pytest.raises(omnistate.SchemaMismatch, match="two_kinds is stored as a list, not a set"):
             await call
     with pytest.raises(omnistate.SchemaMismatch):
@@ -1043,6 +1096,16 @@ async def test_collections_of_two_customers_are_apart(omni: Client) -> None:
     await ana.collection(tags).add("a")
     await ben.collection(tags).add("b")
     assert (await ana.collection(tags).all(), await ben.collection(tags).all()) == ({"a"}, {"b"})
+
+
+async def test_a_collection_that_was_changed_since_is_not_cleared(ana: Customer) -> None:
+    """`clear` has no such argument yet; a part of a call has."""
+    held = ana.collection(recent)
+    await held.append("a")
+    part = held._target.delete(omnistate.Position((await ana.position()).epoch, 7))
+    with pytest.raises(omnistate.Conflict):
+        await held._execute(part, bool, None)
+    assert await held.all() == ["a"]
 
 
 async def test_a_cleared_collection_is_gone_with_all_its_keys(ana: Customer, stored: Stored) -> None:
@@ -1096,6 +1159,20 @@ async def queue_size(queue: Any) -> int:
 
 async def take_one(queue: Any) -> None:
     await (await queue.claim()).done()
+
+
+async def test_the_first_call_of_a_customer_may_have_several_parts(ana: Customer, stored: Stored) -> None:
+    tag, point = ana.collection(tags), ana.collection(points)
+    parts = [
+        tag._target.part("add", b',"values":["a"]', [b'"a"']),
+        point._target.part("add", b"", [5, "", ""]),
+    ]
+    command = parse_change(stored.log, parts, "several", lambda _, reply: AssertionError(reply))
+    assert (await ana._services.link.execute(command)).results == [b"1", b"5"]
+    assert (await tag.all(), await point.get()) == ({"a"}, 5)
+    told = await events_of(ana, omnistate.Position((await ana.position()).epoch, 0))
+    assert [event["collection"] for event in told] == ["tags", "points"]
+    assert stored.raw.smembers(stored.log.written[3]) == {b"doc:tags", b"doc:points"}
 
 
 WATCHED: list[tuple[Any, Any, list[Any]]] = [
@@ -1205,6 +1282,60 @@ async def test_a_merge_brings_every_kind_together(omni: Client) -> None:
     for call in (ben.collection(tags).all(), ben.collection(tags).add("x"), ben.collection(jobs).claim()):
         with pytest.raises(omnistate.CustomerMerged):
             await call
+
+
+async def test_a_merge_keeps_the_deadlines_of_entries_and_items(omni: Client, raw: Redis, tenant: str) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    await ben.collection(coupons).put("soon", 1, ttl=HOUR)
+    await ben.collection(coupons).put("stays", 1)
+    queue = ben.collection(jobs)
+    await queue.put(1, 2)
+    await queue.put(3, delay=HOUR)
+    assert await queue.claim() is not None
+    before = raw.zscore(Keyspace(tenant).customer("ben").key("doc", "coupons", ".due"), "soon")
+    await ana.merge(ben)
+    stored = Stored(raw, tenant)
+    assert raw.zscore(stored.key("coupons", "due"), "soon") == before
+    assert f"next={int(before)}" in stored.header("coupons")  # type: ignore[arg-type]
+    stored.expire_entry("coupons", "soon")
+    assert await ana.collection(coupons).all() == {"stays": 1}
+    moved = ana.collection(jobs)
+    assert await moved.size() == (1, 2)
+    assert [item.value for item in await moved.claim_many(9)] == [2]
+    stored.end_leases("jobs")
+    assert [(item.value, item.attempt) for item in await moved.claim_many(9)] == [(1, 2), (2, 2), (3, 1)]
+
+
+async def test_a_merge_mixes_no_two_kinds_of_one_name(omni: Client) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    declared: Any = List(str, name="two_kinds")
+    await ben.collection(declared).append("a")
+    declared = None
+    gc.collect()  # a merge looks at all declarations
+    declared = Set(str, name="two_kinds")
+    with pytest.raises(omnistate.SchemaMismatch, match="two_kinds of customer ben is stored as list"):
+        await ana.merge(ben)
+    assert await ana.collection(declared).all() == set()
+    declared = List(str, name="two_kinds")
+    gc.collect()
+    await ana.merge(ben)
+    assert await ana.collection(declared).all() == ["a"]
+
+
+async def test_a_merge_is_not_refused_for_the_number_of_entries(omni: Client) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    for who, names in ((ana, "abc"), (ben, "def")):
+        await who.collection(scores).update(dict.fromkeys(names, 1))
+        await who.collection(best).update({name: ord(name) for name in names})
+        await who.collection(tags).add(*names)
+        await who.collection(coupons).update(dict.fromkeys(names, 1))
+        await who.collection(work).put(*names)
+        await who.collection(points).add(100)
+    await ana.merge(ben)
+    assert set(await ana.collection(scores).all()) == await ana.collection(tags).all() == set("abcdef")
+    assert set(await ana.collection(best).all()) == set("def")
+    assert set(await ana.collection(coupons).all()) == set("abcdef")
+    assert (await ana.collection(work).size(), await ana.collection(points).get()) == ((6, 0), 200)
 
 
 async def test_a_merge_into_a_customer_without_collections_takes_them_all(

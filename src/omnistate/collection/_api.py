@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite, isnan
@@ -12,9 +11,9 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from omnistate.collection._apply import apply_collection_event, decode_collection_event, initial
-from omnistate.collection._commands import Found, Place, Target, unpack
+from omnistate.collection._commands import Found, Place, Target, digest_of, unpack
 from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
-from omnistate.errors import Conflict, InvalidInput, InvalidValue
+from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost
 from omnistate.state import ANY, Part, Precondition, expected, parse_change
 from omnistate.store import (
     Argument,
@@ -158,8 +157,7 @@ class CollectionHandle(Generic[C, R]):
         digest = ""
         if operation_id is not None:
             check_operation_id(operation_id)
-            said = b"\0".join(one if isinstance(one, bytes) else str(one).encode() for one in part.arguments)
-            digest = hashlib.blake2b(said, digest_size=8).hexdigest()
+            digest = digest_of(part)
         command = parse_change(
             self._target.log, [part], operation_id or new_operation_id(), lambda _, reply: self._refused(reply), digest
         )
@@ -709,6 +707,8 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
                     position = Position(position.epoch, entries[-1].offset)
                 except TimeoutError:
                     continue
+                except PositionLost as lost:  # what was said does not matter here, only that something was
+                    position = lost.current
         finally:
             leave()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ class Target:
 
     def delete(self, expect: Precondition = ANY) -> Part:
         event = self.head.replace(b".changed", b".deleted", 1)
-        return Part("erase", self.keys, (self.entry, expected(expect), event))
+        return Part("erase", self.keys, (self.entry, expected(expect), event, self.collection.kind))
 
     def refusal(self, reply: list[Any]) -> Exception:
         """What a part's refusal means, but for a version that was not the expected one."""
@@ -105,6 +106,8 @@ class Target:
                 )
             case b"not_integer":
                 return InvalidValue(f"what {name} holds there is no integer, or the sum is beyond 2^53")
+            case b"infinite":
+                return InvalidValue(f"the sum is larger than a score of {name} can be")
             case b"bounds":
                 return OutOfBounds(name, value=int(reply[1]))
             case b"exists":
@@ -133,6 +136,17 @@ class Target:
         if what == "count" and self.collection.kind == "unique":
             return Command("collection_count", keys, said, parse)
         return Command("collection_read", keys, said, parse)
+
+
+def digest_of(part: Part) -> str:
+    """Tells two operations apart; not who acts, nor what the declaration says of its life, which a release may change."""
+    said = part.arguments
+    intention = (*said[:2], said[4], said[6], *said[8:]) if part.name == "collection" else said[:2]  # see `Target.part`
+    digest = hashlib.blake2b(digest_size=8)
+    for one in (part.name, *intention):
+        text = one if isinstance(one, bytes) else str(one).encode()
+        digest.update(len(text).to_bytes(4, "big") + text)
+    return digest.hexdigest()
 
 
 unpack: Callable[[bytes], list[bytes]] = split_results

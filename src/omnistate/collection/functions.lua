@@ -140,6 +140,12 @@ local function map_put_check(log, part, args, at, last)
   return new > 0 and too_many(part, count_map(log, part), new)
 end
 
+local function set_deadline(log, part, key, deadline)
+  redis_call('ZADD', part.keys[2], text(deadline), key)
+  if not part.nearest or deadline < part.nearest then part.nearest = deadline end
+  falls_due(log, deadline)
+end
+
 local function map_put(log, part, args, at, last)
   local added, grown, ttl = 0, 0, args[at + 1]
   for i = at + 2, last, 2 do
@@ -150,12 +156,7 @@ local function map_put(log, part, args, at, last)
     else
       grown = grown + #value - old
     end
-    if ttl ~= '' then
-      local deadline = log.now + ttl
-      redis_call('ZADD', part.keys[2], text(deadline), key)
-      if not part.nearest or deadline < part.nearest then part.nearest = deadline end
-      falls_due(log, deadline)
-    end
+    if ttl ~= '' then set_deadline(log, part, key, log.now + ttl) end
   end
   return text(added), '', grown
 end
@@ -182,20 +183,15 @@ local function map_take(_, part, args, at)
   return packed({value}), '', -#args[at] - #value
 end
 
--- The entries of another map, where this one has none of their key.
--- arguments: '=<deadline in ms since 1970>' of all of them, or '', key, value ...
+-- The entries of another map, where this one has none of their key. arguments: key, value, deadline or '' ...
 local function map_fill(log, part, args, at, last)
-  local grown, said, deadline = 0, {}, tonumber(sub(args[at], 2))
-  if deadline and deadline <= log.now then return '' end
-  for i = at + 1, last, 2 do
-    if not (part.version and lives(log, part, args[i])) then
+  local grown, said = 0, {}
+  for i = at, last, 3 do
+    local deadline = tonumber(args[i + 2])
+    if not (deadline and deadline <= log.now or part.version and lives(log, part, args[i])) then
       redis_call('HSET', part.key, args[i], args[i + 1])
-      if deadline then
-        redis_call('ZADD', part.keys[2], text(deadline), args[i])
-        if not part.nearest or deadline < part.nearest then part.nearest = deadline end
-        falls_due(log, deadline)
-      end
       said[#said + 1], grown = quote(args[i]) .. ':' .. args[i + 1], grown + #args[i] + #args[i + 1]
+      if deadline then set_deadline(log, part, args[i], deadline) end
     end
   end
   return '', #said > 0 and ',"put":{' .. concat(said, ',') .. '}', grown
@@ -207,10 +203,7 @@ local function map_expire(log, part, args, at)
   if args[at + 1] == '0' then
     redis_call('ZREM', part.keys[2], args[at])
   else
-    local deadline = log.now + args[at + 1]
-    redis_call('ZADD', part.keys[2], text(deadline), args[at])
-    if not part.nearest or deadline < part.nearest then part.nearest = deadline end
-    falls_due(log, deadline)
+    set_deadline(log, part, args[at], log.now + args[at + 1])
   end
   return '1', '', 0
 end
@@ -345,6 +338,8 @@ collections.sorted = {
   increment = {
     check = function(_, part, args, at)
       local held = part.version and redis_call('ZSCORE', part.key, args[at + 1])
+      local sum = tonumber(held or '0') + tonumber(args[at])
+      if sum - sum ~= 0 then return {'infinite'} end  -- JSON, and so the log, has no such number
       return sorted_room(part, held and 0 or 1)
     end,
     apply = sorted_increment,
@@ -419,6 +414,18 @@ local function queue_put_items(log, part, args, at, last)
   return concat(ids, ' '), ',"ids":[' .. concat(ids, ',') .. ']', grown
 end
 
+-- The items of another queue. arguments: "<attempts> <payload>", the deadline of a lease or delay or '' ...
+local function queue_fill(log, part, args, at, last)
+  local first, ids, grown = (log.offset + 1) * 1000, {}, 0
+  for i = at, last, 2 do
+    local id = text(first + (i - at) / 2)
+    redis_call('HSET', part.key, id, args[i])
+    redis_call('ZADD', part.keys[args[i + 1] == '' and 2 or 3], args[i + 1] == '' and id or args[i + 1], id)
+    ids[#ids + 1], grown = id, grown + #id + #args[i]
+  end
+  return '', ',"ids":[' .. concat(ids, ',') .. ']', grown
+end
+
 -- arguments: most, lease in ms   result: id, attempt, payload of each, packed; or "wait <ms until a lease ends>"
 local function queue_claim(log, part, args, at)
   local items, ready, leased = part.key, part.keys[2], part.keys[3]
@@ -476,6 +483,7 @@ collections.queue = {
     end,
     apply = queue_put_items,
   },
+  fill = {apply = queue_fill},
   claim = {frees = true, apply = queue_claim},
   settle = {frees = true, check = queue_settle_check, apply = queue_settle_item},
 }
@@ -488,7 +496,7 @@ local COLLECTION_BYTES = 16777216
 
 -- A part of a call. arguments: entry, expected, ttl in ms or 0, lifetime in ms or 0, kind, limit, operation, event head, then
 -- the operation's. refusals: {"conflict", ...} | {"kind", found} | {"full", what, limit} | {"large", bytes}
---   | {"not_integer", name} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"}
+--   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"}
 local function check_collection(log, part, args, at, last)
   local version, bytes, collected, _, more = look(part.header, log.now)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
@@ -558,8 +566,13 @@ local function apply_collection(log, part, args, at, last)
 end
 
 parts.collection = {check = check_collection, apply = apply_collection}
-parts.erase = {  -- the whole collection: entry, expected, event
-  check = check_delete,
+parts.erase = {  -- the whole collection: entry, expected, event, kind
+  check = function(log, part, args, at)
+    part.version = look(part.header, log.now)
+    if not meets(part.version, args[at + 1]) then return {'conflict', part.version and part.header or '', {}, 'version'} end
+    local found = part.version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+    if found and found ~= args[at + 3] then return {'kind', found} end  -- it has other keys
+  end,
   apply = function(log, part, args, at)
     if not part.version then return '' end
     append(log, args[at + 2])
@@ -572,7 +585,18 @@ parts.erase = {  -- the whole collection: entry, expected, event
 
 -- Reading. Each is given (keys, args, at, now); keys[2] is the collection. The reply is a list.
 
-local readers = {
+-- What a merge moves: field, value, deadline or '' of each.
+local function with_deadlines(held, deadlines)
+  local rest = {}
+  for i = 1, #held, 2 do
+    local deadline = redis_call('ZSCORE', deadlines, held[i])
+    rest[#rest + 1], rest[#rest + 2], rest[#rest + 3] = held[i], held[i + 1], deadline and text(tonumber(deadline)) or ''
+  end
+  return rest
+end
+
+local readers
+readers = {
   map = {
     get = function(keys, args, at)
       local values = redis_call('HMGET', keys[2], unpack(args, at))
@@ -590,6 +614,7 @@ local readers = {
       end
       return rest
     end,
+    moving = function(keys, args, at, now) return with_deadlines(readers.map.all(keys, args, at, now), keys[3]) end,
     page = function(keys, args, at, now)
       local found, rest = redis_call('HSCAN', keys[2], args[at], 'COUNT', args[at + 1]), nil
       rest = {found[1]}
@@ -645,7 +670,7 @@ local readers = {
   },
   queue = {
     len = function(keys) return {text(redis_call('ZCARD', keys[3])), text(redis_call('ZCARD', keys[4]))} end,
-    all = function(keys) return redis_call('HGETALL', keys[2]) end,
+    moving = function(keys) return with_deadlines(redis_call('HGETALL', keys[2]), keys[4]) end,
   },
 }
 

@@ -22,9 +22,9 @@ from omnistate.customer._flows import (
     read_documents,
 )
 from omnistate.customer._transaction import Transaction, update_several
-from omnistate.errors import Conflict, InvalidInput
+from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.session import Session, start_session
-from omnistate.state import ABSENT, AnyState, Origin, Services, State, StateHandle, schema_of
+from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, Services, State, StateHandle, schema_of
 from omnistate.store import (
     LONGEST_LOG,
     Entry,
@@ -174,11 +174,15 @@ class Customer:
         own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
         kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
         whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
-        for entry, stored in (await run(read_documents(other._log, kinds), execute)).items():
-            if entry in collections:
-                await merge_collection(
-                    collections[entry], self._place(), stored.values, stored.deadlines, names=(whose, entry)
+        found = await run(read_documents(other._log, kinds), execute)
+        for entry, stored in found.items():
+            if (stored.kind if stored.kind in COLLECTION_KINDS else "state") != kinds[entry]:
+                raise SchemaMismatch(
+                    f"{entry} of customer {other.id} is stored as {stored.kind}, and {kinds[entry]} is declared"
                 )
+        for entry, stored in found.items():
+            if entry in collections:
+                await merge_collection(collections[entry], self._place(), stored.values, names=(whose, entry))
             else:
                 theirs = other.state(classes[entry]).value_of(stored.header, stored.values)
                 await self._merge_document(classes[entry], whose, theirs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -84,11 +84,15 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A document or a collection as it is stored: its header, what is in it, and the deadlines of a map's entries."""
+    """A document or a collection as it is stored: its header, and what is in it, with the deadlines of entries."""
 
     header: bytes
     values: list[bytes]
-    deadlines: dict[bytes, int] = {}
+
+    @property
+    def kind(self) -> str:
+        """The kind of a collection, or the codec of a document."""
+        return self.header.split(b" ", 6)[5].decode()
 
     @property
     def deadline(self) -> int:
@@ -102,13 +106,9 @@ def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | N
     arguments = [one for entry, own in zip(kinds, keys, strict=True) for one in ("doc:" + entry, len(own))]
 
     def parse(reply: list[Any]) -> list[Stored | None]:
-        return [_stored(*found) if found else None for found in reply]
+        return [Stored(*found) if found else None for found in reply]
 
     return Command("customer_documents", (log.meta, *chain.from_iterable(keys)), arguments, parse)
-
-
-def _stored(header: bytes, values: list[bytes], deadlines: Sequence[bytes] = ()) -> Stored:
-    return Stored(header, values, dict(zip(deadlines[::2], map(int, deadlines[1::2]), strict=True)))
 
 
 def empty(log: LogKeys, kinds: Mapping[str, str], indexes: Iterable[str]) -> Command[None]:

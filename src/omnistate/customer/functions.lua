@@ -58,7 +58,7 @@ end
 
 -- customer_documents: documents and collections of a frozen customer
 -- keys: meta, those of each   arguments: of each: entry, number of its keys
--- reply: {header, values, deadlines of entries where it is a map} of each, empty where it has expired
+-- reply: {header, values} of each, empty where it has expired
 local function customer_documents(keys, args)
   local reply, now, key = {}, milliseconds(), 2
   for at = 1, #args, 2 do
@@ -68,8 +68,7 @@ local function customer_documents(keys, args)
     if version then
       local kind = match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
       if readers[kind] then
-        found = {header, readers[kind].all(own, nil, nil, now)}
-        if kind == 'map' then found[3] = redis_call('ZRANGE', own[3], '(' .. text(now), '+inf', 'BYSCORE', 'WITHSCORES') end
+        found = {header, (readers[kind].moving or readers[kind].all)(own, nil, nil, now)}
       else
         found = redis_call('HGETALL', own[2])
         found = {header, more ~= '' and unexpired(found, now) or found}

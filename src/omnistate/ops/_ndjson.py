@@ -124,31 +124,33 @@ async def _export(
 
 
 def _deadlines(found: Stored) -> dict[str, int]:
-    if found.deadlines:
-        return {key.decode(): deadline for key, deadline in found.deadlines.items()}
-    pairs = zip(found.values[::2], found.values[1::2], strict=False)
-    return (
-        {name[1:].decode(): int(deadline) for name, deadline in pairs if name.startswith(b"!")}
-        if b" next=" in found.header
-        else {}
-    )
+    """The deadlines of entries, in milliseconds since 1970."""
+    if found.kind == "map":
+        triples = zip(found.values[::3], found.values[2::3], strict=True)
+        return {key.decode(): int(deadline) for key, deadline in triples if deadline}
+    if b" next=" not in found.header:
+        return {}
+    pairs = zip(found.values[::2], found.values[1::2], strict=True)
+    return {name[1:].decode(): int(deadline) for name, deadline in pairs if name.startswith(b"!")}
 
 
 def _stored(declaration: Collection[Any], contents: _Contents) -> list[bytes]:
     """What was spelled, as it is stored. Raises `InvalidValue` for what does not fit the declaration."""
     try:
-        return list(_decoded(declaration, contents.values))
+        return list(_decoded(declaration, contents))
     except msgspec.MsgspecError as error:
         raise InvalidValue(f"{declaration.name}: {error}") from error
 
 
-def _decoded(declaration: Collection[Any], said: msgspec.Raw) -> Iterator[bytes]:
-    decode, raw = msgspec.json.decode, msgspec.Raw
+def _decoded(declaration: Collection[Any], contents: _Contents) -> Iterator[bytes]:
+    decode, raw, said = msgspec.json.decode, msgspec.Raw, contents.values
     match declaration:
         case Map():
             keys, values = declaration.types
             for key, value in decode(said, type=dict[str, raw]).items():  # type: ignore[valid-type]
+                deadline = contents.entries_expire_ms.get(key)
                 yield from (_checked(keys, key.encode()), _checked(values, bytes(value)))
+                yield b"" if deadline is None else b"%d" % deadline
         case SortedSet():
             for member, score in decode(said, type=list[tuple[raw, float]]):  # type: ignore[valid-type]
                 yield from (_checked(declaration.values, bytes(member)), repr(score).encode())
@@ -158,7 +160,7 @@ def _decoded(declaration: Collection[Any], said: msgspec.Raw) -> Iterator[bytes]
             yield decode(said, type=bytes)
         case WorkQueue():
             for index, item in enumerate(decode(said, type=list[raw])):  # type: ignore[valid-type]
-                yield from (b"%d" % index, b"0 " + _checked(declaration.values, bytes(item)))
+                yield from (b"%d" % index, b"0 " + _checked(declaration.values, bytes(item)), b"")
         case List() | Set():
             for value in decode(said, type=list[raw]):  # type: ignore[valid-type]
                 yield _checked(declaration.values, bytes(value))
@@ -175,11 +177,11 @@ def _checked(types: Any, encoded: bytes) -> bytes:
 def _spelled(kind: str, values: list[bytes]) -> Any:
     """What is in a collection, as JSON: values are JSON already, keys of maps and a HyperLogLog are not."""
     if kind == "map":
-        return {key.decode(): msgspec.Raw(value) for key, value in zip(values[::2], values[1::2], strict=True)}
+        return {key.decode(): msgspec.Raw(value) for key, value in zip(values[::3], values[1::3], strict=True)}
     if kind == "sorted":
         return [[msgspec.Raw(member), float(score)] for member, score in zip(values[::2], values[1::2], strict=True)]
     if kind == "queue":
-        items = sorted(zip(values[::2], values[1::2], strict=True), key=lambda item: int(item[0]))
+        items = sorted(zip(values[::3], values[1::3], strict=True), key=lambda item: int(item[0]))
         return [msgspec.Raw(value.split(b" ", 1)[1]) for _, value in items]
     if kind == "unique":
         return values[0]
@@ -294,7 +296,6 @@ class _Import:
         if contents.expires_ms and contents.expires_ms <= self._now:
             return
         place = Place(self._bulk.services, self._bulk.keyspace.customer(customer.id), _NO_ORIGIN)
-        deadlines = {key.encode(): deadline for key, deadline in contents.entries_expire_ms.items()}
         try:
             if declaration is None or declaration.kind != contents.kind:
                 raise InvalidInput(f"no {contents.kind} is called {name} here: import its declaration")
@@ -302,7 +303,7 @@ class _Import:
             names = (self._name, str(offset), name)
             if self._overwrite:
                 await customer.collection(declaration).clear(operation_id=OwnOperationId("load", *names, "clear"))
-            await load_collection(declaration, place, values, deadlines, names=names)
+            await load_collection(declaration, place, values, names=names)
         except Conflict:
             count(self._report.kept, name)
         except OmnistateError as error:

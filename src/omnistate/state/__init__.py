@@ -2,6 +2,7 @@
 
 from omnistate.state._api import Origin, Services, StateHandle, milliseconds_of, precondition_of
 from omnistate.state._commands import (
+    COLLECTION_KINDS,
     MAX_BYTES,
     Changed,
     Part,
@@ -43,6 +44,7 @@ from omnistate.state._seal import KeyEncryptionKey, Keyring
 __all__ = [
     "ABSENT",
     "ANY",
+    "COLLECTION_KINDS",
     "MAX_BYTES",
     "UPDATED",
     "AnyState",

@@ -21,7 +21,7 @@ from omnistate.store import Argument, Command, LogKeys, Position, merged_error, 
 T = TypeVar("T")
 _INTEGER = re.compile(rb"-?\d{1,16}")
 MAX_BYTES = 256 * 1024  # as in functions.lua
-COLLECTION_KINDS = frozenset((b"map", b"list", b"set", b"sorted", b"counter", b"unique", b"queue"))  # in headers
+COLLECTION_KINDS = frozenset(("map", "list", "set", "sorted", "counter", "unique", "queue"))  # in headers
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
 
@@ -364,9 +364,9 @@ def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
     """A document as its header and its hash fields say."""
     if not header:
         return Held(None, {}, target.schema.version)
-    kind = header.split(b" ", 6)[5]
+    kind = header.split(b" ", 6)[5].decode()
     if kind in COLLECTION_KINDS:
-        raise SchemaMismatch(f"{target.name} is the name of a {kind.decode()} here: give one of the two another name")
+        raise SchemaMismatch(f"{target.name} is the name of a {kind} here: give one of the two another name")
     offset, epoch, _, _, _, codec, version, *more = header.split(b" ")
     stored = dict(zip(fields[::2], fields[1::2], strict=True))
     is_volatile = any(one.startswith(b"next=") for one in more)

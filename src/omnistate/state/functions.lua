@@ -272,6 +272,7 @@ local function apply_write(log, part, args, at, last)
     local nearest = tonumber(match(more, ' next=(%d+)'))
     if nearest and nearest <= now and args[at + 3] ~= 'replace' then
       nearest = purge(log, document, entry, part.header)
+      if redis_call('EXISTS', document) == 0 then part.collected = 0 end  -- its time-out went with the last field
       more = gsub(more, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
     end
   end

@@ -160,8 +160,8 @@ end
 -- Appends `event` (a JSON object without its closing brace) and publishes it. Returns the whole event.
 local function append(log, event)
   local list = log.keys[2]
-  if log.fresh then redis_call('DEL', list, log.keys[3], log.keys[4]) end  -- nothing of a lost epoch is continued
   local offset = log.offset + 1
+  if offset == 1 then redis_call('DEL', list, log.keys[3], log.keys[4]) end  -- nothing of a lost epoch is continued
   local offset_text = text(offset)
   log.offset, log.position = offset, offset_text .. ' ' .. log.epoch
   event = event .. format(',"time":%d}', log.now)
