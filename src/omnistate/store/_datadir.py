@@ -144,8 +144,8 @@ def _check_format(path: Path) -> None:
         )
     if found < FORMAT:
         raise DataDirectoryUnusable(
-            f"{path} was written by omnistate 0.1, whose keys were spelled otherwise: move it away and choose a new one, or "
-            "go on with omnistate 0.1. Nothing was touched"
+            f"{path} was written by an earlier omnistate, whose keys were spelled otherwise: move it away and start with a "
+            "new one. Nothing was touched"
         )
 
 
