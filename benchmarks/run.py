@@ -1,5 +1,6 @@
 """`make bench`: every benchmark, as a table here, in results/results.md and in docs/performance.md, with all rounds in
 results/results.json.
+The tables of what codecs and collections cost go into their pages.
 
 Run some of them by name: `python benchmarks/run.py p1 p3`; then nothing is written. ROUNDS=9 asks for more rounds.
 """
@@ -19,9 +20,9 @@ from rich.table import Table
 
 from harness import ROUNDS, SERVER_CORE, versions
 
-BENCHMARKS = ("p1_write", "p2_hot_document", "p3_one_caller", "p7_visible")
+BENCHMARKS = ("p1_write", "p2_hot_document", "p3_one_caller", "p7_visible", "shape_costs", "codec_costs", "sweep_load")
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- until here -->\n"
 
 
@@ -42,6 +43,7 @@ def main(names: list[str]) -> None:
     console = Console()
     table = Table("", "measured", "result", "goal", "met", title=f"medians of {ROUNDS} interleaved rounds")
     found: dict[str, Any] = {"versions": versions(), "rounds": ROUNDS, "cores": len(cores)}
+    tables: dict[str, list[str]] = {}
     markdown = ["| | measured | result | goal | met |", "|---|---|---|---|---|"]
     for benchmark in BENCHMARKS:
         if names and not any(benchmark.startswith(name) for name in names):
@@ -50,6 +52,7 @@ def main(names: list[str]) -> None:
         began = time.monotonic()
         with console.status(f"{benchmark} ..."):
             found[benchmark] = import_module(benchmark).main()
+        tables.update(found[benchmark].pop("tables", {}))
         found[benchmark]["seconds"] = round(time.monotonic() - began)
         for result in found[benchmark]["results"]:
             value, met = spell(result)
@@ -69,9 +72,16 @@ def main(names: list[str]) -> None:
     text = "\n".join(markdown) + "\n"
     (RESULTS / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "results.md").write_text(text)
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text(before + BEGIN + text + END + rest.partition(END)[2])
-    console.print("written: benchmarks/results/results.md, results.json, and the table in docs/performance.md")
+    write(DOCS / "performance.md", text)
+    for page, lines in tables.items():
+        write(DOCS / f"{page}.md", "\n".join(lines) + "\n")
+    console.print("written: benchmarks/results/results.md, results.json, and the tables in docs")
+
+
+def write(page: Path, text: str) -> None:
+    """Puts a table where the page has its place."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + text + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

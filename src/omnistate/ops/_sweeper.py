@@ -21,7 +21,8 @@ from omnistate.store import PARTITIONS, Keyspace
 log = logging.getLogger("omnistate.sweeper")
 _LEASE_MS = 30_000
 _TAKE = 100  # customers of a partition at a time
-_AT_ONCE = 4  # customers: a sweep of many must not hold up those who write
+_ASKED = 32  # partitions that are asked together what is due
+_AT_ONCE = 4  # customers that are worked on: a sweep of many must not hold up those who write
 
 
 class Sweeper:
@@ -33,8 +34,10 @@ class Sweeper:
     async def sweep(self) -> int:
         """Ends what is due now; returns the number of events. At least 256 small calls."""
         ended = 0
-        for first in range(0, PARTITIONS, 32):
-            ended += sum(await asyncio.gather(*(self._sweep(one) for one in range(first, first + 32))))
+        for first in range(0, PARTITIONS, _ASKED):
+            due = await asyncio.gather(*map(self._take, range(first, first + _ASKED)))
+            for partition, names in enumerate(due, first):
+                ended += await self._sweep(partition, names)
         return ended
 
     async def run(self, *, every: timedelta = timedelta(seconds=1)) -> None:
@@ -49,16 +52,17 @@ class Sweeper:
                 log.debug("swept", extra={"ended": ended})
             await asyncio.sleep(every.total_seconds())
 
-    async def _sweep(self, partition: int) -> int:
+    async def _take(self, partition: int) -> list[str]:
+        command = take_due(self._keyspace, partition, lease_ms=_LEASE_MS, most=_TAKE)
+        return await self._services.link.execute(command)
+
+    async def _sweep(self, partition: int, names: list[str]) -> int:
         ended = 0
-        while True:
-            names: list[str] = await self._services.link.execute(
-                take_due(self._keyspace, partition, lease_ms=_LEASE_MS, most=_TAKE)
-            )
+        while names:
             for first in range(0, len(names), _AT_ONCE):
                 ended += sum(await asyncio.gather(*map(self._end, names[first : first + _AT_ONCE])))
-            if len(names) < _TAKE:
-                return ended
+            names = await self._take(partition) if len(names) == _TAKE else []
+        return ended
 
     async def _end(self, name: str) -> int:
         keys = self._keyspace.log(name)

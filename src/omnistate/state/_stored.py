@@ -22,7 +22,7 @@ _MOST_UNPACKED = 16 * 1024 * 1024  # a value that claims to be larger than any t
 class Packing:
     """What a class says of how its values are stored: codec, compression, encryption."""
 
-    __slots__ = ("compress_over", "encrypted", "from_json", "is_plain", "name", "to_json")
+    __slots__ = ("_compressor", "compress_over", "encrypted", "from_json", "is_plain", "name", "to_json")
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Packing:
         self.name = codec + ("+zstd" if compress_over else "") + ("+aes" if encrypted else "")
         self.is_plain = codec == "json" and not compress_over and not encrypted
         if compress_over:
-            zstd()
+            self._compressor = zstd().ZstdCompressor()  # making one costs more than compressing a short value
 
     def is_sealed(self, name: bytes) -> bool:
         if isinstance(self.encrypted, bool):
@@ -54,7 +54,7 @@ class Packing:
         elif self.name.startswith("protobuf"):
             value = PROTOBUF + value
         if self.compress_over and len(value) > self.compress_over:
-            packed = ZSTD + zstd().compress(value)
+            packed = ZSTD + self._compressor.compress(value, mode=self._compressor.FLUSH_FRAME)
             value = packed if len(packed) < len(value) else value
         if self.encrypted and self.is_sealed(name):
             if keyring is None:
