@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import timedelta
 
 import omnistate
 from omnistate import Client, Customer
+from omnistate.collection import imported_collections
+from omnistate.ops import Bulk, export_all, migrate_all
 from shop import Cart
 
 LISTED = omnistate.List(str, name="listed", limit=2, ttl=timedelta(days=1))
@@ -59,6 +62,60 @@ async def every_collection(customer: Customer) -> None:
     await customer.collection(QUEUED).size()
 
 
+class Remembered(
+    omnistate.State, ttl=timedelta(days=1), lifetime=timedelta(days=2), history=5, indexes={"number", omnistate.UPDATED}
+):
+    number: int = 0
+    items: dict[str, int] = {}
+
+
+class Newer(
+    omnistate.State, name="Remembered", version=2, codec="msgpack", compress_over=64, history=5, indexes={"number"}
+):
+    number: int = 0
+    items: dict[str, int] = {}
+
+    @omnistate.migrate(1, 2)
+    def nothing(fields: dict[str, object]) -> None:  # noqa: N805
+        """Nothing to do."""
+
+
+async def every_feature(omni: Client, ana: Customer) -> None:
+    """History, indexes, versions, transactions, upkeep, and what is done with many customers."""
+    kept, before = ana.state(Remembered), await ana.position()
+    await kept.patch(number=1)
+    async for _ in kept.watch(after=before):
+        break
+    await kept.increment("number")
+    await kept.put("items", "short", 1, ttl=timedelta(milliseconds=1))
+    await kept.expire("items", "short", after=timedelta(hours=1))
+    await kept.update(lambda value: value.items.update(a=1))
+    await kept.history()
+    assert [found.customer_id async for found in omni.query(Remembered).where("number", equals=2).idle(timedelta())]
+    async with ana.transaction() as tx:
+        tx.state(Remembered).increment("number")
+        tx.state(Cart).delete()
+        tx.collection(COUNTED).add()
+    await ana.update(lambda one, other: None, Remembered, Cart)
+    bulk = Bulk(omni.services, omni.keyspace)
+    await migrate_all(bulk, {"Remembered": Newer}, force=True)
+    await ana.state(Newer).undo(actor="nobody", since=await ana.position())
+    calls: list[int] = []
+
+    def refuse_the_second_time(value: Newer) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("not twice")
+        value.number += 1
+
+    for _ in range(2):
+        await ana.state(Newer).update_once("once", refuse_the_second_time)
+    with tempfile.TemporaryFile() as file:
+        await export_all(bulk, file, {"Remembered": Newer, "Cart": Cart}, imported_collections())
+    await ana.state(Newer).delete()
+    await omni.sweep()
+
+
 async def everything(omni: Client, who: str) -> None:
     """At least one call of each function."""
     ana = await omni.identify("web", "ana" + who)
@@ -85,6 +142,7 @@ async def everything(omni: Client, who: str) -> None:
     await ben.state(Cart).update(Cart.add, "pot")
     for customer in (ana, ben):
         await every_collection(customer)
+    await every_feature(omni, ana)
     await ana.merge(ben)
     await ana.identities()
     assert await ana.collection(QUEUED).clear()
