@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -127,7 +127,7 @@ class Client:
         """
         return open_collection(declaration, Place(self.services, self._keyspace.shared(declaration.name), _NO_ORIGIN))
 
-    def customers(self) -> AsyncIterator[str]:
+    def customers(self) -> AsyncGenerator[str, None]:
         """The ids of all customers, in no order: those that are there from beginning to end, once each.
 
         A round trip for each 1,000 of them, at least 256 in all. Memory for 1/256 of the ids.
@@ -136,7 +136,7 @@ class Client:
 
     def get_many(
         self, kind: type[AnyState], customer_ids: Iterable[str]
-    ) -> AsyncIterator[tuple[str, Snapshot[AnyState] | OmnistateError]]:
+    ) -> AsyncGenerator[tuple[str, Snapshot[AnyState] | OmnistateError], None]:
         """Many customers' documents, in the order of the ids, which may be endless. 64 at a time in one round trip.
 
         Gives an error of ours in the place of a document that cannot be read: `SchemaMismatch`, `CustomerMerged`.
@@ -145,7 +145,7 @@ class Client:
 
     def update_many(
         self, kind: type[AnyState], function: Callable[[AnyState], R], customer_ids: Iterable[str] | None = None
-    ) -> AsyncIterator[tuple[str, Written[AnyState, R] | OmnistateError]]:
+    ) -> AsyncGenerator[tuple[str, Written[AnyState, R] | OmnistateError], None]:
         """Runs `update(function)` on many customers' documents, or without ids on every one that is there; 64 at a time.
 
         Gives what came of each as it is done, an error of ours too: one that fails does not stop the others. A job that is

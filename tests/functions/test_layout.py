@@ -166,6 +166,19 @@ async def test_an_operation_id_is_never_taken_for_something_else(omni: Client, o
     assert (await cart.get()).visits == 1
 
 
+async def test_large_results_shorten_a_generation_of_operation_ids(omni: Client, raw: Redis, tenant: str) -> None:
+    """What a queue gave away is remembered for a repeated call, but not without bound."""
+    jobs = omni.customer("ana").collection(omnistate.WorkQueue(str, name="heavy"))
+    meta = prefix(tenant) + "meta"
+    for _ in range(12):
+        await jobs.put(*["x" * 50_000] * 8)
+        for item in await jobs.claim_many(8):
+            await item.done()
+        age(raw, meta, days=0.01)  # a quarter of an hour
+    kept = sum(len(value) for key in ("meta", "older") for value in raw.hvals(prefix(tenant) + key))  # type: ignore[union-attr]
+    assert kept < 2 * (4 * 2**20 + 500_000)
+
+
 async def test_a_log_keeps_the_last_thousand_entries(omni: Client, raw: Redis, tenant: str) -> None:
     cart = omni.customer("ana").state(Cart)
     for _ in range(1100):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite, isnan
 from typing import Any, Generic, TypeVar, cast
@@ -92,7 +92,7 @@ class CollectionHandle(Generic[C, R]):
         found = await self._read("all" if self.declaration.kind == "counter" else _CHEAPEST[self.declaration.kind])
         return 0 if found.version is None else found.version.offset
 
-    async def watch(self) -> AsyncIterator[CollectionChange[R]]:
+    async def watch(self) -> AsyncGenerator[CollectionChange[R], None]:
         """Everything now, then after every change, as long as you iterate. The collection is held in memory.
 
         Raises `PositionLost` when this reader fell more than 1,000 events behind: it never skips.
@@ -381,7 +381,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         """The whole map. One round trip of the map's size."""
         return self._python(initial("map", (await self._read("all")).values))
 
-    async def items(self) -> AsyncIterator[tuple[K, V]]:
+    async def items(self) -> AsyncGenerator[tuple[K, V], None]:
         """Its entries, about 1,000 a round trip: those that are there from beginning to end, each at least once."""
         async for found in _pages(self._read):
             for key, value in zip(found[::2], found[1::2], strict=True):
@@ -396,7 +396,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         return {keys.decode(key): values.decode(value) for key, value in held.items()}
 
 
-async def _pages(read: Callable[..., Awaitable[Found]]) -> AsyncIterator[list[bytes]]:
+async def _pages(read: Callable[..., Awaitable[Found]]) -> AsyncGenerator[list[bytes], None]:
     cursor = b"0"
     while True:
         found = (await read("page", cursor, 1000)).values
@@ -440,7 +440,7 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
         """The whole set. One round trip of the set's size."""
         return self._python(set((await self._read("all")).values))
 
-    async def members(self) -> AsyncIterator[T]:
+    async def members(self) -> AsyncGenerator[T, None]:
         """Its values, about 1,000 a round trip: those that are there from beginning to end, each at least once."""
         async for found in _pages(self._read):
             for value in found:
@@ -712,7 +712,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         finally:
             leave()
 
-    async def work(self, *, lease: timedelta = timedelta(seconds=30)) -> AsyncIterator[Item[T]]:
+    async def work(self, *, lease: timedelta = timedelta(seconds=30)) -> AsyncGenerator[Item[T], None]:
         """Items, one after the other, as long as you iterate. Each stays leased until you call `item.done()`."""
         while True:
             item = await self.wait(lease=lease)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -116,7 +116,7 @@ class Customer:
         """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
         return await self._services.link.execute(open_log(self._log))
 
-    async def events(self, *, after: Position | None = None) -> AsyncIterator[Event]:
+    async def events(self, *, after: Position | None = None) -> AsyncGenerator[Event, None]:
         """Everything that happens to the customer, as long as you iterate: from now on, or after a position.
 
         Raises `PositionLost` when the log no longer reaches back that far: it never skips.

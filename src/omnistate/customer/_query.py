@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from typing import Any, Generic
 
@@ -146,7 +146,7 @@ class Query(Generic[AnyState]):
     def _and(self, condition: _Condition) -> Query[AnyState]:
         return Query(self._services, self._keyspace, self._kind, (*self._conditions, condition))
 
-    async def __aiter__(self) -> AsyncIterator[Found[AnyState]]:
+    async def __aiter__(self) -> AsyncGenerator[Found[AnyState], None]:
         cursor: str | None = None
         while True:
             page = await self.page(after=cursor)

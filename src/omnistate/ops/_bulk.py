@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ class Bulk:
             if cursor == b"0":
                 return sorted(found)
 
-    async def customers(self) -> AsyncIterator[str]:
+    async def customers(self) -> AsyncGenerator[str, None]:
         """The ids of all customers, in no order, those that are there from beginning to end once each."""
         for index in range(PARTITIONS):
             for customer_id in await self.partition(index):
@@ -69,7 +69,7 @@ class Bulk:
 
     async def update_many(
         self, kind: type[AnyState], function: Callable[[AnyState], R], customer_ids: Iterable[str] | None = None
-    ) -> AsyncIterator[tuple[str, Written[AnyState, R] | OmnistateError]]:
+    ) -> AsyncGenerator[tuple[str, Written[AnyState, R] | OmnistateError], None]:
         """Runs `update(function)` on customers' documents, 64 at once; without ids, on all documents that are there.
 
         Gives what came of each as it is done, an error of ours too: one that fails does not stop the others. Run again after
@@ -102,7 +102,7 @@ class Bulk:
 
     async def get_many(
         self, kind: type[AnyState], customer_ids: Iterable[str]
-    ) -> AsyncIterator[tuple[str, Snapshot[AnyState] | OmnistateError]]:
+    ) -> AsyncGenerator[tuple[str, Snapshot[AnyState] | OmnistateError], None]:
         """Customers' documents in the order of the ids, 64 in one round trip; an error of ours for one that has none."""
 
         async def one(customer_id: str) -> tuple[str, Snapshot[AnyState] | OmnistateError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -370,7 +370,7 @@ class StateHandle(Generic[AnyState]):
                 return True
         raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
-    async def watch(self, *, after: Position | None = None) -> AsyncIterator[Change[AnyState]]:
+    async def watch(self, *, after: Position | None = None) -> AsyncGenerator[Change[AnyState], None]:
         """The value now, then every change, as long as you iterate.
 
         With `after` (a position you have seen) it starts with what happened since, and yields nothing for the present

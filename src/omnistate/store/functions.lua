@@ -6,6 +6,7 @@
 -- Keys of a log: meta (hash), log (list), older (hash), docs (set), agenda (sorted set, shared by its partition).
 -- - log: offsets are dense, so the entry of offset o is found by counting from the end of a list.
 -- - meta: 's' is "<epoch> <offset> <older> <due> <keep> <generation>"; 'into' when the customer was merged away; 'turn';
+--   'large': the bytes of this generation's large results;
 --   'doc:<entry>' with the header of each document; 'op:<id>' with the result of each operation of this generation. They
 --   share a hash so that a write reads it once and writes it once. `older`: 1 when the last generation's operations may
 --   count. `due`: when the time-outs below are looked at again. `keep`: when meta may expire, or -1.
@@ -22,6 +23,8 @@ local LOG_LIFE = DAY            -- the log and the operation ids outlive the las
 local LONGEST_LOG = 1000        -- entries
 local OPS_MANY = 100000         -- so many operation ids in a generation may shorten its life,
 local OPS_LEAST = 120000        -- but never below this (milliseconds)
+local RESULTS_MOST = 4194304    -- bytes of large results in a generation that may shorten it in the same way
+local RESULT_LARGE = 1024       -- bytes of a result from which on they are counted
 local COMPACT = 128             -- entries of a log up to which its meta may be stored compactly
 
 local function milliseconds()
@@ -109,7 +112,7 @@ local function rotate(log, written)
   local others = redis_call('HMGET', older, 'into', 'turn')
   if others[1] then redis_call('HSET', meta, 'into', others[1]) end
   if others[2] then redis_call('HSET', meta, 'turn', others[2]) end
-  redis_call('HDEL', older, 's', 'into', 'turn')
+  redis_call('HDEL', older, 's', 'into', 'turn', 'large')
   for _, entry in ipairs(redis_call('SMEMBERS', docs)) do
     local header = redis_call('HGET', older, entry)
     if is_written(log, entry, written) then
@@ -125,12 +128,12 @@ local function rotate(log, written)
 end
 
 -- Time-outs are renewed hourly, not at each write. `outlive` is a time that the log's epoch must survive; -1: for ever.
-local function look_after(log, outlive, written)
+local function look_after(log, outlive, written, heavy)
   local keys, now = log.keys, log.now
   local keep, generation = match(log.rest, '^(%-?%d+) (%d+)')
   keep, generation = tonumber(keep), tonumber(generation)
   local age = now - generation
-  if age > DAY or age > OPS_LEAST and redis_call('HLEN', keys[1]) > OPS_MANY then
+  if age > DAY or age > OPS_LEAST and (heavy or redis_call('HLEN', keys[1]) > OPS_MANY) then
     if not log.fresh and generation > 0 then rotate(log, written) end
     generation = now
   end
@@ -180,6 +183,9 @@ local function commit(log, result, outlive, field, value)
   elseif outlive ~= 0 then
     local keep = tonumber(match(log.rest, '^%-?%d+'))
     if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive, field) end
+  end
+  if #result > RESULT_LARGE and redis_call('HINCRBY', meta, 'large', #result) > RESULTS_MOST then
+    look_after(log, outlive, field, true)
   end
   local offset = log.offset
   if log.falls_due or log.fresh then
