@@ -110,6 +110,7 @@ TOPICS = {
     "time": 3,
     "codecs": 3,
     "evolution": 2,
+    "queries": 1,
     "history": 2,
 }  # pages about one thing, and how many commands each has
 
