@@ -110,6 +110,9 @@ TOPICS = {
     "time": 3,
     "codecs": 3,
     "evolution": 2,
+    "history": 2,
+    "queries": 1,
+    "bulk": 7,
 }  # pages about one thing, and how many commands each has
 
 
