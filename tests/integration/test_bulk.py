@@ -144,7 +144,7 @@ async def test_what_was_exported_is_imported_as_it_was(connect_with_keys: Any, r
                 await same(omni, other)
                 real.seek(0)
                 again = await import_all(bulk, real, KINDS, COLLECTIONS)
-                assert again.kept["Account"] == 60
+                assert again.kept == {"Account": 60, "Hold": 60} | dict.fromkeys(COLLECTIONS, 1)
                 assert again.failures == 0
                 await other.customer("customer 1/é").state(Account).patch(note="changed since")
                 await other.customer("customer 0/é").collection(TAGS).add("new")
@@ -153,9 +153,60 @@ async def test_what_was_exported_is_imported_as_it_was(connect_with_keys: Any, r
                 assert (await other.customer("customer 1/é").state(Account).get()).note == "changed since"
                 real.seek(0)
                 over = await import_all(bulk, real, KINDS, COLLECTIONS, overwrite=True)
-                assert over.changed["Account"] == 60
-                assert (await other.customer("customer 1/é").state(Account).get()).note == "n1"
+                assert over.changed == {"Account": 60, "Hold": 60} | dict.fromkeys(COLLECTIONS, 1)
+                await same(omni, other)
     os.close(descriptor)
+
+
+class Killed(Exception):
+    pass
+
+
+async def test_an_import_that_goes_on_replaces_no_collection_twice(connect: Any, tmp_path: Path) -> None:
+    values = [f"v{number}" for number in range(1200)]  # three calls
+    line = {"customer": "ana", "collections": {"bulk_recent": {"kind": "list", "values": values}}}
+    (tmp_path / "in.ndjson").write_text(json.dumps(line) + "\n")
+    async with connect() as omni:
+        recent, link = omni.customer("ana").collection(RECENT), omni.services.link
+        execute = link.execute
+
+        async def go(calls: int) -> None:
+            """Imports, and is killed after so many calls of the collection; the last one is applied, its reply is lost."""
+            left = calls
+
+            async def until_killed(command: Any) -> Any:
+                nonlocal left
+                left -= command.function in ("change", "log_outcome")
+                done = await execute(command)
+                if left <= 0:
+                    raise Killed
+                return done
+
+            link.execute = until_killed  # type: ignore[method-assign]
+            with open(tmp_path / "in.ndjson", "rb") as file:
+                bulk = Bulk(omni.services, omni.keyspace)
+                await import_all(bulk, file, {}, COLLECTIONS, overwrite=True, journal=tmp_path / "journal")
+
+        for calls in range(1, 6):
+            for before in ([], ["old"]):
+                await recent.clear()
+                if before:
+                    await recent.append(*before)
+                with pytest.raises(Killed):
+                    await go(calls)
+                await go(1000)
+                link.execute = execute  # type: ignore[method-assign]
+                assert await recent.all() == values, (calls, before)
+
+
+async def test_who_was_only_looked_at_before_the_first_write_is_listed(omni: Client) -> None:
+    await omni.customer("read").state(Hold).read()
+    await omni.customer("read").state(Account).patch(note="x")
+    await (await omni.identify("web", "visitor")).state(Account).patch(note="x")
+    identified = (await omni.identify("web", "visitor")).id
+    await omni.customer("position").position()
+    await omni.customer("position").collection(TAGS).add("x")
+    assert {name async for name in omni.customers()} == {"read", identified, "position"}
 
 
 async def same(one: Client, other: Client) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from omnistate.collection._commands import Place, Target
 from omnistate.collection._model import Collection
 from omnistate.errors import Conflict
-from omnistate.state import ABSENT, ANY, Part, Precondition, parse_change
-from omnistate.store import Argument, OwnOperationId
+from omnistate.state import ABSENT, ANY, Part, Precondition, parse_change, read_outcome
+from omnistate.store import Argument, OwnOperationId, new_operation_id
 
 _AT_ONCE = 500
 _Call = tuple[str, bytes, list[Argument]]
@@ -47,12 +47,21 @@ async def load_collection(
     values: list[Any],
     *,
     names: tuple[str, ...],
+    overwrite: bool = False,
 ) -> None:
-    """Makes a collection that is not there of what another one held, once for all calls with these names.
+    """Makes a collection of what another one held, once for all calls with these names.
 
-    Raises `Conflict` when it is there.
+    Raises `Conflict` when it is there, unless it is to be overwritten.
     """
     target = Target(declaration, place)
+    if overwrite:
+        # What an earlier call with these names has begun to load is not to be removed: its first part tells.
+        begun = await place.services.link.execute(read_outcome(place.log, OwnOperationId("load", *names, "0"), ""))
+        if begun is None:
+            clear = parse_change(
+                place.log, [target.delete()], new_operation_id(), lambda _, reply: target.refusal(reply)
+            )
+            await place.services.link.execute(clear)
     for index, part in enumerate(parts_of(target, values, expect=ABSENT)):
         operation_id = OwnOperationId("load", *names, str(index))
         command = parse_change(place.log, [part], operation_id, lambda _, reply: _refusal(target, reply))

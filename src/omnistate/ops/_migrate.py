@@ -28,7 +28,8 @@ async def migrate_all(
     What cannot be read is left as it is and reported. With `dry_run` everything is tried and nothing written.
     """
     report, total = Report(), await bulk.count()
-    notes = Journal(journal, f"migrate {sorted(kinds)} {force}")
+    wanted = sorted((name, schema_of(kind).writes, schema_of(kind).packing.name) for name, kind in kinds.items())
+    notes = Journal(journal, f"migrate {bulk.keyspace.partition(0)!r} {wanted} {force}")
     start = 0 if dry_run else notes.state.get("partition", 0)
 
     async def work(customer_id: str) -> None:

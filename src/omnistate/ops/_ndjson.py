@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ from omnistate.errors import Conflict, InvalidInput, InvalidValue, OmnistateErro
 from omnistate.ops._bulk import AT_ONCE, Bulk, Journal, Progress, Report, chunks, count, entries_of, silent
 from omnistate.ops._commands import count_customers
 from omnistate.state import Origin, schema_of
-from omnistate.store import PARTITIONS, OwnOperationId
+from omnistate.store import PARTITIONS
 
 _NO_ORIGIN = Origin()
 _encode = msgspec.json.Encoder().encode
@@ -208,11 +209,13 @@ async def import_all(
     """
     report, size = Report(), os.fstat(file.fileno()).st_size
     first = hashlib.blake2b(file.readline(), digest_size=8).hexdigest()
-    notes = Journal(journal, f"import {first} {size} {overwrite}")
+    notes = Journal(journal, f"import {bulk.keyspace.partition(0)!r} {first} {size} {overwrite}")
+    run = notes.state.get("run", secrets.randbits(62))  # the name of this import, also when it goes on
     offset, report.customers = notes.state.get("bytes", 0), notes.state.get("customers", 0)
+    notes.write(bytes=offset, customers=report.customers, run=run)
     file.seek(offset)
     _, now = await bulk.services.link.execute(count_customers(bulk.keyspace, 0))
-    work = _Import(bulk, kinds, collections, report, first, now, overwrite=overwrite)
+    work = _Import(bulk, kinds, collections, report, f"{run:x}", now, overwrite=overwrite)
     lines: list[tuple[int, bytes]] = []
     written = 0
     while True:
@@ -227,7 +230,7 @@ async def import_all(
             progress(offset, size)
             if written >= 16 * AT_ONCE:
                 written = 0
-                notes.write(bytes=offset, customers=report.customers)
+                notes.write(bytes=offset, customers=report.customers, run=run)
         if not line:
             notes.done()
             return report
@@ -240,13 +243,13 @@ class _Import:
         kinds: Mapping[str, type[Any]],
         collections: Mapping[str, Collection[Any]],
         report: Report,
-        name: str,
+        run: str,
         now: int,
         *,
         overwrite: bool,
     ) -> None:
         self._bulk, self._kinds, self._collections, self._report = bulk, kinds, collections, report
-        self._name, self._now, self._overwrite = name, now, overwrite
+        self._run, self._now, self._overwrite = run, now, overwrite
 
     async def line(self, offset: int, text: bytes) -> None:
         where = f"line at byte {offset}"
@@ -300,10 +303,8 @@ class _Import:
             if declaration is None or declaration.kind != contents.kind:
                 raise InvalidInput(f"no {contents.kind} is called {name} here: import its declaration")
             values = _stored(declaration, contents)
-            names = (self._name, str(offset), name)
-            if self._overwrite:
-                await customer.collection(declaration).clear(operation_id=OwnOperationId("load", *names, "clear"))
-            await load_collection(declaration, place, values, names=names)
+            names = (self._run, str(offset), name)
+            await load_collection(declaration, place, values, names=names, overwrite=self._overwrite)
         except Conflict:
             count(self._report.kept, name)
         except OmnistateError as error:

@@ -82,7 +82,7 @@ local function open(keys, args, merged_too, field)
   log.turn, log.header, log.expire, log.falls_due, log.fields, log.outlive = meta[3], meta[4], false, false, false, 0
   if state then
     local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
-    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = false, epoch, tonumber(offset), older, due, rest
+    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = offset == '0', epoch, tonumber(offset), older, due, rest
     if older == '1' then
       reply = repeated(args, count, redis_call('HMGET', keys[3], unpack(args, 2, count + 1)), 1)
       if reply then return nil, reply end
