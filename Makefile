@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: help demo test test-unit lint format bench lock wheel clean setup
+.PHONY: help demo test test-unit lint format bench bench-bulk lock wheel clean setup
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ format: $(VENV)/.dev  ## format the code, fix what can be fixed, write the page 
 
 bench: setup  ## measure against peer and limit; writes benchmarks/results (a few minutes)
 	@$(BIN)/python benchmarks/run.py
+
+bench-bulk: $(VENV)/.dev  ## import, migrate and export 1,000,000 customers; writes benchmarks/results (ten minutes)
+	@$(BIN)/python benchmarks/bulk.py
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	@$(BIN)/python -m build --quiet --no-isolation --wheel

@@ -388,7 +388,7 @@ collections.unique = {
     apply = function(_, part, args, at)
       redis_call('SET', part.keys[2], args[at])
       redis_call('PFMERGE', part.key, part.keys[2])
-      redis_call('DEL', part.keys[2])
+      redis_call('UNLINK', part.keys[2])
       local count = text(redis_call('PFCOUNT', part.key))
       return count, ',"count":' .. count, part.version and 0 or 12304
     end,
@@ -526,7 +526,7 @@ local function apply_collection(log, part, args, at, last)
   local entry, ttl, lifetime, before = args[at], tonumber(args[at + 2]), tonumber(args[at + 3]), log.offset
   if not part.version then
     if part.header then append(log, begin_event(entry, part.header, 'expired')) end
-    redis_call('DEL', unpack(part.keys))  -- what an expired one left
+    redis_call('UNLINK', unpack(part.keys))  -- what an expired one left
   end
   part.nearest = tonumber(match(part.more, ' next=(%d+)'))
   if part.nearest and part.nearest <= log.now then
@@ -576,7 +576,7 @@ parts.erase = {  -- the whole collection: entry, expected, event, kind
   apply = function(log, part, args, at)
     if not part.version then return '' end
     append(log, args[at + 2])
-    redis_call('DEL', unpack(part.keys))
+    redis_call('UNLINK', unpack(part.keys))
     redis_call('SREM', log.keys[4], args[at])
     redis_call('HDEL', log.keys[1], args[at])
     return log.position

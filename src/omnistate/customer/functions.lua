@@ -84,8 +84,8 @@ end
 local function customer_empty(keys, args)
   if not redis_call('HGET', keys[1], 'into') then return {'ok'} end
   local member = match(keys[1], '}:(.+):meta$')
-  redis_call('DEL', keys[3])
-  for i = 4, 3 + args[1] do redis_call('DEL', keys[i]) end
+  redis_call('UNLINK', keys[3])
+  for i = 4, 3 + args[1] do redis_call('UNLINK', keys[i]) end
   for i = 4 + args[1], #keys do redis_call('ZREM', keys[i], member) end
   for i = 2, #args do
     redis_call('HDEL', keys[1], args[i])

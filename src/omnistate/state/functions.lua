@@ -414,7 +414,7 @@ local function apply_delete(log, part, args, at, last)
   end
   append(log, args[at + 2])
   if part.remembered then part.remembered(log.position) end
-  redis_call('DEL', part.key)
+  redis_call('UNLINK', part.key)
   local member = match(log.keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
   for i = from, #part.keys do redis_call('ZREM', part.keys[i], member) end
   redis_call('SREM', log.keys[4], entry)
@@ -531,7 +531,7 @@ local function log_expire(keys, args)
     local version, _, _, _, more = look(header, log.now)
     if header and not version then
       append(log, begin_event(entry, header, 'expired'))
-      for i = key, key + own - 1 do redis_call('DEL', keys[i]) end
+      for i = key, key + own - 1 do redis_call('UNLINK', keys[i]) end
       local member = match(keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)
       for i = key + own, key + own + indexes - 1 do redis_call('ZREM', keys[i], member) end
       redis_call('SREM', keys[4], entry)
