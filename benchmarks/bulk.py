@@ -142,7 +142,9 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     for what, (seconds, memory) in many.items():
-        lines.append(f"| {what} | {seconds:.0f} s | {MANY / seconds:,.0f} | {memory:.0f} MiB | {few[what][1]:.0f} MiB |")
+        lines.append(
+            f"| {what} | {seconds:.0f} s | {MANY / seconds:,.0f} | {memory:.0f} MiB | {few[what][1]:.0f} MiB |"
+        )
     said = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("python", "server"))
     lines += ["", f"{said}; one core for the server, one for the job. All but the dry run were killed by SIGKILL half way",
               "and run again; nothing was missing and nothing was there twice."]  # fmt: skip

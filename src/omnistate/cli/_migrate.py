@@ -33,7 +33,8 @@ def migrate(
     dry_run
         Try everything and write nothing.
     rewrite_all
-        Rewrite documents of the right version and codec too: after a change of the encryption key or of indexes.
+        Rewrite documents of the right version and codec too, and what is encrypted in collections: after a change of the
+        encryption key or of indexes.
     journal
         A file in which to write down how far it came: run again with it after an interruption, it goes on.
     as_json
@@ -47,6 +48,7 @@ def migrate(
                 return await migrate_all(
                     Bulk(omni.services, omni.keyspace),
                     declared.states,
+                    declared.collections,
                     dry_run=dry_run,
                     force=rewrite_all,
                     journal=journal,

@@ -14,7 +14,7 @@ from omnistate.collection._api import (
     open_collection,
 )
 from omnistate.collection._commands import Place, own_keys
-from omnistate.collection._merge import load_collection, merge_collection
+from omnistate.collection._merge import load_collection, merge_collection, open_values, reseal_collection
 from omnistate.collection._model import (
     Collection,
     Counter,
@@ -53,5 +53,7 @@ __all__ = [
     "load_collection",
     "merge_collection",
     "open_collection",
+    "open_values",
     "own_keys",
+    "reseal_collection",
 ]

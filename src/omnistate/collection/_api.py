@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from itertools import chain
 from math import isfinite, isnan
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from omnistate.collection._apply import apply_collection_event, decode_collection_event, initial
-from omnistate.collection._commands import Found, Place, Target, digest_of, unpack
+from omnistate.collection._commands import Found, Place, Target, unpack
 from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost
-from omnistate.state import ANY, Part, Precondition, expected, parse_change
+from omnistate.state import Part, Precondition, expected, parse_change
 from omnistate.store import (
     Argument,
     Entry,
@@ -22,6 +23,7 @@ from omnistate.store import (
     Position,
     check_duration,
     check_operation_id,
+    digest_of,
     encode_id,
     new_operation_id,
     open_log,
@@ -140,9 +142,9 @@ class CollectionHandle(Generic[C, R]):
         arguments: Sequence[Argument],
         judge: Callable[[bytes], T],
         operation_id: str | None = None,
-        expect: Precondition = ANY,
+        plain: Sequence[Argument] | None = None,
     ) -> Awaitable[T]:
-        return self._send(self._target.part(operation, event, arguments, expect), judge, operation_id)
+        return self._send(self._target.part(operation, event, arguments, plain=plain), judge, operation_id)
 
     def _send(self, part: Part, judge: Callable[[bytes], T], operation_id: str | None) -> Awaitable[T]:
         if self._record is not None:
@@ -157,7 +159,7 @@ class CollectionHandle(Generic[C, R]):
         digest = ""
         if operation_id is not None:
             check_operation_id(operation_id)
-            digest = digest_of(part)
+            digest = digest_of(part.intention)
         command = parse_change(
             self._target.log, [part], operation_id or new_operation_id(), lambda _, reply: self._refused(reply), digest
         )
@@ -229,8 +231,9 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
 
     def _push(self, side: str, values: Sequence[T], operation_id: str | None) -> Awaitable[int]:
         encoded = [self.declaration.values.encode(value) for value in _checked(values)]
-        event = b',"side":"%b","values":[%b]' % (side.encode(), b",".join(encoded))
-        return self._change("push", event, (side, *encoded), int, operation_id)
+        stored = [self._target.values.seal(one) for one in encoded]
+        event = b',"side":"%b","values":[%b]' % (side.encode(), b",".join(stored))
+        return self._change("push", event, (side, *stored), int, operation_id, plain=(side, *encoded))
 
     def pop(self, *, operation_id: str | None = None) -> Awaitable[T | None]:
         """Removes and returns the rightmost value, None where there is none. One round trip."""
@@ -255,12 +258,14 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         """Replaces the value at an index, from the right end where it is negative. Raises `NotThere`. One round trip."""
         _index(index)
         encoded = self.declaration.values.encode(value)
-        return self._change("set", b',"value":' + encoded, (index, encoded), lambda _: None, operation_id)
+        stored = self._target.values.seal(encoded)
+        arguments, plain = (index, stored), (index, encoded)
+        return self._change("set", b',"value":' + stored, arguments, lambda _: None, operation_id, plain=plain)
 
     async def get(self, index: int) -> T | None:
         """The value at an index, None where there is none. One round trip."""
         found = (await self._read("range", _index(index), index)).values
-        return self.declaration.values.decode(found[0]) if found else None
+        return self._target.values.decode(found[0]) if found else None
 
     async def slice(self, start: int = 0, stop: int | None = None) -> list[T]:
         """The values of `list[start:stop]`. One round trip; costs what lies between, and the way there."""
@@ -269,7 +274,7 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         if stop == 0:
             return []
         found = await self._read("range", start, last)
-        return [self.declaration.values.decode(one) for one in found.values]
+        return self._python(found.values)
 
     async def all(self) -> list[T]:
         """The whole list. One round trip of the list's size."""
@@ -280,10 +285,10 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         return await self._size()
 
     def _python(self, held: list[bytes]) -> list[T]:
-        return [self.declaration.values.decode(one) for one in held]
+        return [self._target.values.decode(one) for one in held]
 
     def _first(self, result: bytes) -> T | None:
-        return self.declaration.values.decode(unpack(result)[0]) if result else None
+        return self._target.values.decode(unpack(result)[0]) if result else None
 
     def _all(self, result: bytes) -> list[T]:
         return self._python(unpack(result))
@@ -325,40 +330,43 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
     ) -> Awaitable[R]:
         if ttl is not None:
             check_duration("ttl", ttl, _SHORTEST, _LONGEST)
-        keys, types = self.declaration.types
+        keys, types, seal = self.declaration.keys, self.declaration.values, self._target.values.seal
         encoded = [(keys.encode(key), types.encode(value)) for key, value in _checked(values)]
-        event = b',"put":{' + b",".join(_json(key.decode()) + b":" + value for key, value in encoded) + b"}"
-        arguments = [one for pair in encoded for one in pair]
+        stored = [(key, seal(value, key)) for key, value in encoded]
+        event = b',"put":{' + b",".join(_json(key.decode()) + b":" + value for key, value in stored) + b"}"
         ttl_ms = "" if ttl is None else ttl // timedelta(milliseconds=1)
-        return self._change("put", event, (how, ttl_ms, *arguments), judge, operation_id)
+        arguments, plain = (how, ttl_ms, *chain.from_iterable(stored)), (how, ttl_ms, *chain.from_iterable(encoded))
+        return self._change("put", event, arguments, judge, operation_id, plain=plain)
 
     def expire(self, key: K, *, after: timedelta | None, operation_id: str | None = None) -> Awaitable[bool]:
         """Gives an entry a deadline of its own; None takes it away. False where there is no such key. One round trip."""
         if after is not None:
             check_duration("after", after, _SHORTEST, _LONGEST)
-        spelled = self.declaration.types[0].encode(key)
+        spelled = self.declaration.keys.encode(key)
         milliseconds = 0 if after is None else after // timedelta(milliseconds=1)
         return self._change("expire", b"", (spelled, milliseconds), lambda result: result == b"1", operation_id)
 
     def remove(self, *keys: K, operation_id: str | None = None) -> Awaitable[int]:
         """Removes keys; returns how many were there. One round trip."""
-        spelled = [self.declaration.types[0].encode(key) for key in _checked(keys)]
+        spelled = [self.declaration.keys.encode(key) for key in _checked(keys)]
         event = b',"drop":[' + b",".join(_json(one.decode()) for one in spelled) + b"]"
         return self._change("remove", event, spelled, _as_count, operation_id)
 
     def pop(self, key: K, *, operation_id: str | None = None) -> Awaitable[V | None]:
         """Removes a key and returns its value, None where there is none. One round trip."""
-        spelled = self.declaration.types[0].encode(key)
+        spelled = self.declaration.keys.encode(key)
 
         def judge(result: bytes) -> V | None:
-            return self.declaration.types[1].decode(unpack(result)[0]) if result else None
+            return self._target.values.decode(unpack(result)[0], spelled) if result else None
 
         return self._change("take", b',"drop":[' + _json(spelled.decode()) + b"]", (spelled,), judge, operation_id)
 
     def increment(self, key: K, by: int = 1, *, operation_id: str | None = None) -> Awaitable[int]:
         """Adds to an integer, 0 where there is none; returns the sum. Never conflicts. One round trip."""
-        spelled = self.declaration.types[0].encode(key)
-        self.declaration.types[1].encode(cast("V", _integer(self.declaration.name, by)))
+        spelled = self.declaration.keys.encode(key)
+        self.declaration.values.encode(cast("V", _integer(self.declaration.name, by)))
+        if self.declaration.is_encrypted:
+            raise InvalidInput(f"{self.declaration.name} is encrypted, so the server cannot count with it: put the sum")
         event = b',"put":{' + _json(spelled.decode()) + b":"
         return self._change("add", event, (spelled, by), int, operation_id)
 
@@ -368,13 +376,14 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
 
     async def get_many(self, *keys: K) -> list[V | None]:
         """The values of keys, in their order. One round trip."""
-        spelled = [self.declaration.types[0].encode(key) for key in _checked(keys)]
+        spelled = [self.declaration.keys.encode(key) for key in _checked(keys)]
         found = (await self._read("get", *spelled)).values or [None] * len(spelled)
-        return [None if one is None else self.declaration.types[1].decode(one) for one in found]
+        decode = self._target.values.decode
+        return [None if one is None else decode(one, key) for one, key in zip(found, spelled, strict=True)]
 
     async def contains(self, key: K) -> bool:
         """Whether there is such a key. One round trip."""
-        found = (await self._read("get", self.declaration.types[0].encode(key))).values
+        found = (await self._read("get", self.declaration.keys.encode(key))).values
         return bool(found) and found[0] is not None
 
     async def all(self) -> dict[K, V]:
@@ -385,15 +394,15 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         """Its entries, about 1,000 a round trip: those that are there from beginning to end, each at least once."""
         async for found in _pages(self._read):
             for key, value in zip(found[::2], found[1::2], strict=True):
-                yield self.declaration.types[0].decode(key), self.declaration.types[1].decode(value)
+                yield self.declaration.keys.decode(key), self._target.values.decode(value, key)
 
     async def size(self) -> int:
         """How many entries there are. One round trip."""
         return await self._size()
 
     def _python(self, held: dict[bytes, bytes]) -> dict[K, V]:
-        keys, values = self.declaration.types
-        return {keys.decode(key): values.decode(value) for key, value in held.items()}
+        keys, values = self.declaration.keys, self._target.values
+        return {keys.decode(key): values.decode(value, key) for key, value in held.items()}
 
 
 async def _pages(read: Callable[..., Awaitable[Found]]) -> AsyncGenerator[list[bytes], None]:
@@ -668,8 +677,14 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         """
         check_duration("delay", delay, timedelta(), _LONGEST)
         encoded = [self.declaration.values.encode(value) for value in _checked(values)]
-        arguments: list[Argument] = [delay // timedelta(milliseconds=1), *encoded]
-        return self._change("put", b"", arguments, lambda result: [int(one) for one in result.split()], operation_id)
+        milliseconds = delay // timedelta(milliseconds=1)
+        stored = [self._target.values.seal(one) for one in encoded]
+
+        def judge(result: bytes) -> list[int]:
+            return [int(one) for one in result.split()]
+
+        arguments: list[Argument] = [milliseconds, *stored]
+        return self._change("put", b"", arguments, judge, operation_id, plain=[milliseconds, *encoded])
 
     async def claim(self, *, lease: timedelta = timedelta(seconds=30)) -> Item[T] | None:
         """The next item, leased to you; None when there is none. One round trip."""
@@ -752,7 +767,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
             if result.startswith(b"wait"):
                 return [], int(result[5:]) / 1000 if result[5:] else None
             found = unpack(result)
-            decode = self.declaration.values.decode
+            decode = self._target.values.decode
             triples = zip(found[::3], found[1::3], found[2::3], strict=True)
             return [Item(self, int(id_), int(attempt), decode(value)) for id_, attempt, value in triples], None
 

@@ -114,5 +114,5 @@ def _apply_to_list(held: list[bytes], event: CollectionEvent) -> None:
             del held[: event.count]
         else:
             del held[-event.count :]
-    else:
+    elif event.op == "set":
         held[event.index] = bytes(event.value)

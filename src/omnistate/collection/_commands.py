@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from omnistate.collection._model import Collection
+from omnistate.collection._model import Collection, List, Map, WorkQueue
+from omnistate.collection._values import PlacedValues
 from omnistate.errors import (
     AlreadyThere,
     CollectionFull,
@@ -59,10 +59,11 @@ class Found:
 class Target:
     """A collection of one owner: its keys, and the beginning of its events."""
 
-    __slots__ = ("collection", "entry", "head", "keys", "log")
+    __slots__ = ("_keyring", "_values", "collection", "entry", "head", "keys", "log")
 
     def __init__(self, collection: Collection[Any], place: Place) -> None:
         self.collection, self.log = collection, place.log
+        self._keyring, self._values = place.services.keyring, cast("PlacedValues[Any] | None", None)
         name = place.entry(collection.name)
         self.entry = "doc:" + name
         self.keys = own_keys(place.log, collection.kind, name)
@@ -71,6 +72,14 @@ class Target:
             self.head += b',"owner":' + _json(f"{place.owner[0]}:{encode_id(place.owner[1])}")
         self.head += place.origin.members()
 
+    @property
+    def values(self) -> PlacedValues[Any]:
+        """The values as they are stored here, of a kind whose values may be sealed."""
+        if self._values is None:
+            declared = cast("Map[Any, Any] | List[Any] | WorkQueue[Any]", self.collection)
+            self._values = PlacedValues(declared.values, self.keys[0], self._keyring, seals=declared.is_encrypted)
+        return self._values
+
     def part(
         self,
         operation: str,
@@ -78,17 +87,29 @@ class Target:
         arguments: Sequence[Argument],
         expect: Precondition = ANY,
         limit: str | None = None,
+        plain: Sequence[Argument] | None = None,
     ) -> Part:
-        """A change of it, as a part of a call. `event` goes into the event as it is."""
+        """A change of it, as a part of a call. `event` goes into the event as it is; `plain`: arguments before sealing."""
         one = self.collection
         limit = one.limit_argument if limit is None else limit
         head = self.head + b',"op":"%b"' % operation.encode() + event
         fixed = (self.entry, expected(expect), one.ttl_ms, one.lifetime_ms, one.kind, limit, operation, head)
-        return Part("collection", self.keys, (*fixed, *arguments))
+        intention = (self.entry, one.kind, operation, *(arguments if plain is None else plain))
+        return Part("collection", self.keys, (*fixed, *arguments), intention)
 
     def delete(self, expect: Precondition = ANY) -> Part:
         event = self.head.replace(b".changed", b".deleted", 1)
-        return Part("erase", self.keys, (self.entry, expected(expect), event, self.collection.kind))
+        arguments = (self.entry, expected(expect), event, self.collection.kind)
+        return Part("erase", self.keys, arguments, (self.entry, "erase"))
+
+    def reseal(self, opened: list[tuple[Argument, bytes]], version: Position) -> Part:
+        """To store these values (by index, key or id) sealed as is declared now; they must still be what was read."""
+        arguments: list[Argument] = []
+        for name, value in opened:
+            key = name if self.collection.kind == "map" and isinstance(name, bytes) else b""
+            arguments += (name, self.values.seal(value, key))
+        event = self.head + b',"op":"reseal"'
+        return Part("reseal", self.keys, (self.entry, expected(version), self.collection.kind, event, *arguments))
 
     def refusal(self, reply: list[Any]) -> Exception:
         """What a part's refusal means, but for a version that was not the expected one."""
@@ -136,17 +157,6 @@ class Target:
         if what == "count" and self.collection.kind == "unique":
             return Command("collection_count", keys, said, parse)
         return Command("collection_read", keys, said, parse)
-
-
-def digest_of(part: Part) -> str:
-    """Tells two operations apart; not who acts, nor what the declaration says of its life, which a release may change."""
-    said = part.arguments
-    intention = (*said[:2], said[4], said[6], *said[8:]) if part.name == "collection" else said[:2]  # see `Target.part`
-    digest = hashlib.blake2b(digest_size=8)
-    for one in (part.name, *intention):
-        text = one if isinstance(one, bytes) else str(one).encode()
-        digest.update(len(text).to_bytes(4, "big") + text)
-    return digest.hexdigest()
 
 
 unpack: Callable[[bytes], list[bytes]] = split_results

@@ -1,9 +1,8 @@
-"""What becomes of two collections of one name when two customers turn out to be one; and loading a collection."""
+"""Moving what a collection holds: to the customer that its own was merged into, from a file, under another key."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,9 +10,11 @@ from omnistate.collection._commands import Place, Target
 from omnistate.collection._model import Collection
 from omnistate.errors import Conflict
 from omnistate.state import ABSENT, ANY, Part, Precondition, parse_change, read_outcome
-from omnistate.store import Argument, OwnOperationId, new_operation_id
+from omnistate.store import Argument, OwnOperationId, digest_of, new_operation_id
 
 _AT_ONCE = 500
+_MOST_BYTES = 1024 * 1024
+_MOST_RACES = 100
 _Call = tuple[str, bytes, list[Argument]]
 
 
@@ -22,9 +23,10 @@ async def merge_collection(
     place: Place,
     theirs: list[Any],
     *,
+    origin: Place,
     names: tuple[str, ...],
 ) -> None:
-    """Adds another customer's collection to this one, once for all calls with these names of the merge.
+    """Adds the collection of another customer, at `origin`, to this one, once for all calls with these names of the merge.
 
     Sets become their union and counters their sum; a map keeps this customer's entries and gets the others, with their
     deadlines; a sorted set keeps the higher score of a member in both; a list gets the other's values as its oldest, as
@@ -32,11 +34,10 @@ async def merge_collection(
     is refused for the number of entries.
     """
     target = Target(declaration, place)
-    for index, part in enumerate(parts_of(target, theirs)):
+    opened = open_values(declaration, origin, theirs)
+    for index, part in enumerate(_parts(target, opened)):
         # A merge that goes on later may find fewer entries, as some have expired: then this is not the same call.
-        said = b"\0".join(one if isinstance(one, bytes) else str(one).encode() for one in part.arguments[8:])
-        digest = hashlib.blake2b(said, digest_size=8).hexdigest()
-        operation_id = OwnOperationId("merge", *names, str(index), digest)
+        operation_id = OwnOperationId("merge", *names, str(index), digest_of(part.intention))
         command = parse_change(place.log, [part], operation_id, lambda _, reply: target.refusal(reply))
         await place.services.link.execute(command)
 
@@ -49,7 +50,7 @@ async def load_collection(
     names: tuple[str, ...],
     overwrite: bool = False,
 ) -> None:
-    """Makes a collection of what another one held, once for all calls with these names.
+    """Makes a collection of what another one held, opened, once for all calls with these names.
 
     Raises `Conflict` when it is there, unless it is to be overwritten.
     """
@@ -62,23 +63,97 @@ async def load_collection(
                 place.log, [target.delete()], new_operation_id(), lambda _, reply: target.refusal(reply)
             )
             await place.services.link.execute(clear)
-    for index, part in enumerate(parts_of(target, values, expect=ABSENT)):
+    for index, part in enumerate(_parts(target, values, expect=ABSENT)):
         operation_id = OwnOperationId("load", *names, str(index))
         command = parse_change(place.log, [part], operation_id, lambda _, reply: _refusal(target, reply))
         await place.services.link.execute(command)
+
+
+async def reseal_collection(declaration: Collection[Any], place: Place, *, dry_run: bool = False) -> bool:
+    """Seals all values with the current key, or opens them where the declaration no longer says so; whether any was not so.
+
+    Their deadlines stay. It goes on beside other writers: what they change is looked at again. Raises `SchemaMismatch`.
+    """
+    target, execute, changed = Target(declaration, place), place.services.link.execute, False
+    for _ in range(_MOST_RACES):
+        found = await execute(target.read("all" if declaration.kind == "list" else "moving"))
+        version = found.version
+        wrong = [(name, opened) for name, opened, is_right in _named(target, found.values) if not is_right]
+        if version is None or not wrong or dry_run:
+            return changed or bool(wrong)
+        changed = True
+        try:
+            for some in _portions(wrong):
+                part = target.reseal(some, version)
+                command = parse_change(place.log, [part], new_operation_id(), lambda _, reply: _refusal(target, reply))
+                version = (await execute(command)).position or version
+        except Conflict:
+            continue
+        return True
+    raise Conflict(f"{declaration.name} was changed by others {_MOST_RACES} times in a row: run it again")
+
+
+def _portions(values: list[tuple[Argument, bytes]]) -> Iterator[list[tuple[Argument, bytes]]]:
+    """As many at once as do not hold up the server for long."""
+    some, size = [], 0
+    for one in values:
+        some.append(one)
+        size += len(one[1])
+        if size > _MOST_BYTES or len(some) == _AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _named(target: Target, stored: list[Any]) -> Iterator[tuple[Argument, bytes, bool]]:
+    """Index, key or id of each value; what it is, opened; whether it is stored as it is declared now."""
+    kind, values = target.collection.kind, target.values
+    if kind == "list":
+        yield from ((index, values.open(value), values.is_as_declared(value)) for index, value in enumerate(stored))
+    elif kind == "map":
+        for key, value, _ in _triples(stored):
+            yield key, values.open(value, key), values.is_as_declared(value)
+    else:
+        for id_, item, _ in _triples(stored):
+            payload = item.partition(b" ")[2]
+            yield id_, values.open(payload), values.is_as_declared(payload)
+
+
+def open_values(declaration: Collection[Any], place: Place, values: list[Any]) -> list[Any]:
+    """What was read to be moved, without encryption. Raises `SchemaMismatch`, `EncryptionKeyMissing`."""
+    if not declaration.can_be_encrypted:
+        return values
+    return _with_each(declaration.kind, values, Target(declaration, place).values.open)
+
+
+def _with_each(kind: str, values: list[Any], change: Callable[[bytes, bytes], bytes]) -> list[Any]:
+    """What is moved, with each value (and its key in a map) changed."""
+    match kind:
+        case "list":
+            return [change(value, b"") for value in values]
+        case "map":
+            return list(chain.from_iterable((key, change(value, key), end) for key, value, end in _triples(values)))
+        case _:
+            found = []
+            for id_, item, end in _triples(values):
+                attempts, _, payload = item.partition(b" ")
+                found += [id_, attempts + b" " + change(payload, b""), end]
+            return found
 
 
 def _refusal(target: Target, reply: list[Any]) -> Exception:
     return Conflict(f"{target.collection.name} is there already") if reply[0] == b"conflict" else target.refusal(reply)
 
 
-def parts_of(target: Target, values: list[Any], *, expect: Precondition = ANY) -> Iterator[Part]:
-    """The changes that add what another collection holds, as it is read to be moved; `expect` is for the first of them."""
-    drops = target.collection.kind == "list" or target.collection.limit_argument.endswith(
-        "st"
-    )  # keep="highest", "lowest"
-    for operation, event, arguments in _calls(target.collection.kind, values):
-        yield target.part(operation, event, arguments, expect, None if drops else "0")
+def _parts(target: Target, values: list[Any], *, expect: Precondition = ANY) -> Iterator[Part]:
+    """The changes that add what another collection holds, opened; `expect` is for the first of them."""
+    one = target.collection
+    drops = one.kind == "list" or one.limit_argument.endswith("st")  # keep="highest", "lowest"
+    stored = _with_each(one.kind, values, target.values.seal) if one.is_encrypted else values
+    for call, (_, _, plain) in zip(_calls(one.kind, stored), _calls(one.kind, values), strict=True):
+        operation, event, arguments = call
+        yield target.part(operation, event, arguments, expect, None if drops else "0", plain)
         expect = ANY
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from omnistate.collection._values import Keys, Values
 from omnistate.errors import InvalidDeclaration
-from omnistate.state import State, check_life, check_name, schema_of
+from omnistate.state import Beside, Options, State, check_life, check_name, options_of, schema_of
 
 if TYPE_CHECKING:  # the bases below name the handles in strings, which the linter does not look into
     from omnistate.collection._api import (  # noqa: F401
@@ -29,18 +29,23 @@ MOST_ENTRIES = 1_000_000
 _declared: weakref.WeakSet[Collection[Any]] = weakref.WeakSet()
 
 
-class Collection(Generic[H_co]):
+_NOT_SEALED = "a {} cannot be encrypted, since the server compares or adds what is in it"
+
+
+class Collection(Beside, Generic[H_co]):
     """The base of collections. `H_co` is the handle that `customer.collection(...)` gives for it.
 
     As a field of a state class it is called by the class and the field, and lives as long as the class says:
     `class Profile(State, ttl=...): viewed = List(str, limit=50)`, `ana.collection(Profile.viewed)`. On its own it needs a
     `name`. `ttl` is the time after the last write at which it is gone, `lifetime` the time after the first; `limit` the
     number of entries it may have, up to a million. `channels` are those that may follow it through the gateway, by default
-    all. A collection and a state must not have the same name.
+    all. `encrypted` seals the values of a list, a map or a work queue; a field of a class with `encrypted=True` is sealed
+    unless it says False. A collection and a state must not have the same name.
     """
 
     kind: ClassVar[str] = ""
     key_parts: ClassVar[tuple[str, ...]] = ()  # the further keys it has
+    can_be_encrypted: ClassVar[bool] = False  # of the others, the server compares or adds what is in them
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Collection(Generic[H_co]):
         lifetime: timedelta | None = None,
         limit: int = 0,
         channels: frozenset[str] | set[str] | None = None,
+        encrypted: bool | None = None,
     ) -> None:
         what = name or type(self).__name__
         if name is not None:
@@ -63,11 +69,40 @@ class Collection(Generic[H_co]):
         self._owner: type[State] | None = None
         self.limit = limit or self.default_limit()
         self.channels = None if channels is None else frozenset(channels)
+        if encrypted and not self.can_be_encrypted:
+            raise InvalidDeclaration(f"{what}: {_NOT_SEALED.format(type(self).__name__)}")
+        self._encrypted = encrypted
         _declared.add(self)
 
     def __set_name__(self, owner: type[State], attribute: str) -> None:
         if self._name is None:
             self._owner, self._attribute = owner, attribute
+
+    def check_class(self, attribute: str, options: Options) -> None:
+        """Raises `InvalidDeclaration` where the class asks for more than this kind can."""
+        kind = type(self).__name__
+        if not isinstance(options.encrypted, bool) and attribute in options.encrypted:
+            raise InvalidDeclaration(
+                f"{options.name}.{attribute} is a collection: say {kind}(..., encrypted=True), not the class's encrypted="
+            )
+        if options.encrypted is not True or self._encrypted is not None:
+            return
+        if not self.can_be_encrypted:
+            raise InvalidDeclaration(
+                f"{options.name}.{attribute}: {_NOT_SEALED.format(kind)}. Say {kind}(..., encrypted=False) where that may be"
+            )
+        inherited = None if self._owner is None else options_of(self._owner)
+        if inherited is not None and inherited.encrypted is not True:
+            raise InvalidDeclaration(
+                f"{options.name}.{attribute} belongs to {inherited.name}, which is not encrypted: say {kind}(..., encrypted=)"
+            )
+
+    @property
+    def is_encrypted(self) -> bool:
+        if self._encrypted is None and self._owner is not None:
+            options = options_of(self._owner)
+            return self.can_be_encrypted and options is not None and options.encrypted is True
+        return bool(self._encrypted)
 
     def default_limit(self) -> int:
         return 10_000
@@ -131,6 +166,7 @@ class List(OfValues["ListHandle[T]", T], Generic[T]):
     """
 
     kind = "list"
+    can_be_encrypted = True
 
 
 class Set(OfValues["SetHandle[T]", T], Generic[T]):
@@ -147,18 +183,26 @@ class Map(Collection["MapHandle[K, V]"], Generic[K, V]):
     """
 
     kind = "map"
+    can_be_encrypted = True
     key_parts = ("due",)
 
     def __init__(self, key: type[K], value: type[V], **options: Any) -> None:
         super().__init__(**options)
         self._key, self._value = key, value
-        self._made: tuple[Keys[K], Values[V]] | None = None
+        self._keys: Keys[K] | None = None
+        self._values: Values[V] | None = None
 
     @property
-    def types(self) -> tuple[Keys[K], Values[V]]:
-        if self._made is None:
-            self._made = Keys(self.name, self._key), Values(self.name, self._value)
-        return self._made
+    def keys(self) -> Keys[K]:
+        if self._keys is None:
+            self._keys = Keys(self.name, self._key)
+        return self._keys
+
+    @property
+    def values(self) -> Values[V]:
+        if self._values is None:
+            self._values = Values(self.name, self._value)
+        return self._values
 
 
 class SortedSet(OfValues["SortedSetHandle[T]", T], Generic[T]):
@@ -209,6 +253,7 @@ class WorkQueue(OfValues["WorkQueueHandle[T]", T], Generic[T]):
     """
 
     kind = "queue"
+    can_be_encrypted = True
     key_parts = ("ready", "leased")
 
 

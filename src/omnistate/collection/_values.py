@@ -1,16 +1,19 @@
-"""The values in a collection: typed, as JSON."""
+"""The values in a collection: typed, as JSON, and sealed where the declaration says so."""
 
 from __future__ import annotations
 
+import binascii
+from base64 import b64decode, b64encode
 from typing import Generic, TypeVar, cast
 
 import msgspec
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep, ValueTooLarge
-from omnistate.state import check_depth, check_numbers
+from omnistate.state import NO_KEYS, Keyring, check_depth, check_numbers
 
 T = TypeVar("T")
 MAX_VALUE_BYTES = 64 * 1024
+_SEALED = b'{"$sealed":"'
 _encoder = msgspec.json.Encoder(order="sorted")  # equal values have equal JSON: sets compare bytes
 _plain_encoder = msgspec.json.Encoder()
 
@@ -52,6 +55,59 @@ class Values(Generic[T]):
             return self._decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _mismatch(self.name, error) from error
+
+
+class PlacedValues(Generic[T]):
+    """The values of one collection, as they are in its place in the store, from where nobody can move what is sealed.
+
+    A sealed value is JSON too, `{"$sealed": "..."}`: so events, merges and the server need not know of it, and sealed and
+    other values may stand side by side.
+    """
+
+    __slots__ = ("_keyring", "_place", "_values", "seals")
+
+    def __init__(self, values: Values[T], place: bytes, keyring: Keyring | None, *, seals: bool) -> None:
+        self._values, self._place, self._keyring, self.seals = values, place, keyring, seals
+
+    def encode(self, value: T, key: bytes = b"") -> bytes:
+        """What is stored of the value; `key` is that of an entry of a map."""
+        return self.seal(self._values.encode(value), key)
+
+    def decode(self, stored: bytes, key: bytes = b"") -> T:
+        """Raises `SchemaMismatch`, `EncryptionKeyMissing`."""
+        return self._values.decode(self.open(stored, key))
+
+    def seal(self, encoded: bytes, key: bytes = b"") -> bytes:
+        if not self.seals:
+            if encoded.startswith(_SEALED):
+                raise InvalidValue(f'{self._values.name} cannot hold an object that begins with "$sealed"')
+            return encoded
+        if self._keyring is None:
+            raise InvalidDeclaration(NO_KEYS.format("encrypted collections need"))
+        return _SEALED + b64encode(self._keyring.seal(encoded, self._place + b"\0" + key)) + b'"}'
+
+    def open(self, stored: bytes, key: bytes = b"") -> bytes:
+        if not stored.startswith(_SEALED):
+            return stored
+        return self._keys().open(_sealed(stored), self._place + b"\0" + key)
+
+    def is_as_declared(self, stored: bytes) -> bool:
+        """Whether it would be stored so today: sealed with the current key, or not at all."""
+        if not self.seals or not stored.startswith(_SEALED):
+            return self.seals == stored.startswith(_SEALED)
+        return self._keys().uses_current_key(_sealed(stored))
+
+    def _keys(self) -> Keyring:
+        if self._keyring is None:
+            raise SchemaMismatch(NO_KEYS.format("an encrypted value needs"))
+        return self._keyring
+
+
+def _sealed(stored: bytes) -> bytes:
+    try:
+        return b64decode(stored[len(_SEALED) : -2], validate=True)
+    except binascii.Error as error:
+        raise SchemaMismatch("an encrypted value is damaged: it is not in the format that omnistate writes") from error
 
 
 class Keys(Generic[T]):

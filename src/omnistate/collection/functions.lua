@@ -583,6 +583,40 @@ parts.erase = {  -- the whole collection: entry, expected, event, kind
   end,
 }
 
+-- Values under another key of encryption: entry, expected, kind, event, then index, key or id, and value of each. They are
+-- the same values, so no deadline moves.
+local replace_value = {
+  list = function(key, index, value)
+    local before = redis_call('LINDEX', key, index)
+    redis_call('LSET', key, index, value)
+    return #value - #before
+  end,
+  map = function(key, name, value)
+    local before = redis_call('HSTRLEN', key, name)
+    redis_call('HSET', key, name, value)
+    return #value - before
+  end,
+  queue = function(key, id, value)
+    local attempts, before = match(redis_call('HGET', key, id), '^(%d+ )(.*)$')
+    redis_call('HSET', key, id, attempts .. value)
+    return #value - #before
+  end,
+}
+parts.reseal = {
+  check = function(log, part, args, at)
+    local version, bytes = look(part.header, log.now)
+    if not version or not meets(version, args[at + 1]) then return {'conflict', '', {}, 'version'} end
+    part.bytes = bytes
+  end,
+  apply = function(log, part, args, at, last)
+    local replace, grown = replace_value[args[at + 2]], 0
+    append(log, args[at + 3])
+    for i = at + 4, last, 2 do grown = grown + replace(part.key, args[i], args[i + 1]) end
+    local rest = match(part.header, '^%d+ %x+ %d+ (.*)$')
+    return '', nil, format('%s %d %s', log.position, part.bytes + grown, rest)
+  end,
+}
+
 -- Reading. Each is given (keys, args, at, now); keys[2] is the collection. The reply is a list.
 
 -- What a merge moves: field, value, deadline or '' of each.

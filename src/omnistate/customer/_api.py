@@ -182,7 +182,9 @@ class Customer:
                 )
         for entry, stored in found.items():
             if entry in collections:
-                await merge_collection(collections[entry], self._place(), stored.values, names=(whose, entry))
+                await merge_collection(
+                    collections[entry], self._place(), stored.values, origin=other._place(), names=(whose, entry)
+                )
             else:
                 theirs = other.state(classes[entry]).value_of(stored.header, stored.values)
                 await self._merge_document(classes[entry], whose, theirs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
@@ -40,7 +39,7 @@ from omnistate.state import (
     write_part,
     write_refusal,
 )
-from omnistate.store import Command, Position, check_operation_id, new_operation_id
+from omnistate.store import Command, Position, check_operation_id, digest_of, new_operation_id
 
 T = TypeVar("T")
 H = TypeVar("H")
@@ -197,7 +196,6 @@ class DocumentChanges(Generic[AnyState]):
         """What was asked for, whatever its encryption makes of it."""
         return [
             self._target.entry,
-            "",
             self._replace,
             self._delete,
             *(one for field in sorted(self._sets.items()) for one in field),
@@ -382,9 +380,12 @@ class Transaction:
     def _digest_of(self, parts: list[Part], has_read: bool) -> str:
         """Tells what is done under one operation id apart. What rests on what was read differs each time, rightly so."""
         if has_read:
-            return _digest([["", "", *sorted(f"{part.name} {part.arguments[0]!r}" for part in parts)]])
-        said = [changes._said() for changes in self._documents.values()]
-        return _digest([*said, *(part.arguments for part, _, _ in self._others)])
+            return digest_of(sorted(f"{part.name} {part.arguments[0]!r}" for part in parts))
+        said = [
+            *(changes._said() for changes in self._documents.values()),
+            *(part.intention for part, _, _ in self._others),
+        ]
+        return digest_of(digest_of(one) for one in said)
 
     async def _execute(self, command: Command[Changed]) -> Changed:
         for _ in range(MAX_TURNS):
@@ -408,16 +409,6 @@ _ELSEWHERE = (
 )
 
 
-def _digest(calls: Iterable[Sequence[Any]]) -> str:
-    """Tells what is done under one operation id apart, but for what is expected of a document, each second argument."""
-    digest = hashlib.blake2b(digest_size=8)
-    for arguments in calls:
-        for index, argument in enumerate(arguments):
-            said = b"" if index == 1 else argument if isinstance(argument, bytes) else str(argument).encode()
-            digest.update(len(said).to_bytes(4, "big") + said)
-    return digest.hexdigest()
-
-
 async def _was_done(place: Place, operation_id: str, digest: str) -> bool:
     return (await place.services.link.execute(read_outcome(place.log, operation_id, digest))) is not None
 
@@ -426,7 +417,7 @@ async def update_several(
     place: Place, function: Callable[..., T], kinds: tuple[type[State], ...], operation_id: str | None
 ) -> tuple[T, Transaction]:
     """Runs the function on the values of several documents and stores what it changed, again until nobody interferes."""
-    digest = _digest([(getattr(function, "__qualname__", ""), "", *(schema_of(kind).name for kind in kinds))])
+    digest = digest_of((getattr(function, "__qualname__", ""), *(schema_of(kind).name for kind in kinds)))
     for race in range(MAX_RACES):
         transaction = Transaction(place, operation_id, digest)
         values = await asyncio.gather(*(transaction.get(kind) for kind in kinds))

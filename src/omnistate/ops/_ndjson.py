@@ -23,6 +23,7 @@ from omnistate.collection import (
     UniqueCounter,
     WorkQueue,
     load_collection,
+    open_values,
 )
 from omnistate.customer import Customer, Identity, Stored, documents
 from omnistate.errors import Conflict, InvalidInput, InvalidValue, OmnistateError, SchemaMismatch
@@ -115,13 +116,20 @@ async def _export(
                 value = customer.state(kinds[name]).json_of(found.header, found.values)
                 line.states[name] = _Document(msgspec.Raw(value), found.deadline, _deadlines(found))
             else:
-                spelled = msgspec.Raw(_encode(_spelled(own[name], found.values)))
-                line.collections[name] = _Contents(own[name], spelled, found.deadline, _deadlines(found))
+                place = Place(bulk.services, log, _NO_ORIGIN)
+                line.collections[name] = _contents(collections[name], place, own[name], found)
         except SchemaMismatch as error:
             report.fail(customer_id, name, error)
             continue
         count(report.changed, name)
     return _encode(line) + b"\n" if line.identities or line.states or line.collections else b""
+
+
+def _contents(declaration: Collection[Any], place: Place, kind: str, found: Stored) -> _Contents:
+    if declaration.kind != kind:
+        raise SchemaMismatch(f"it is stored as a {kind}, not a {declaration.kind}: import its declaration")
+    values = open_values(declaration, place, found.values)
+    return _Contents(kind, msgspec.Raw(_encode(_spelled(kind, values))), found.deadline, _deadlines(found))
 
 
 def _deadlines(found: Stored) -> dict[str, int]:
@@ -147,7 +155,7 @@ def _decoded(declaration: Collection[Any], contents: _Contents) -> Iterator[byte
     decode, raw, said = msgspec.json.decode, msgspec.Raw, contents.values
     match declaration:
         case Map():
-            keys, values = declaration.types
+            keys, values = declaration.keys, declaration.values
             for key, value in decode(said, type=dict[str, raw]).items():  # type: ignore[valid-type]
                 deadline = contents.entries_expire_ms.get(key)
                 yield from (_checked(keys, key.encode()), _checked(values, bytes(value)))

@@ -55,4 +55,4 @@ def end(log: LogKeys, session_id: str, reason: str, *, operation_id: str) -> Com
 def session_part(name: str, log: LogKeys, session_id: str, reason: str) -> Part:
     """To expect, touch or end a session as a part of a call that changes several things."""
     event = b'{"type":"session.ended","session":%b,"reason":%b' % (_json(session_id), _json(reason))
-    return Part(name, (session_key(log, session_id),), ("", event))
+    return Part(name, (session_key(log, session_id),), ("", event), (name, session_id))

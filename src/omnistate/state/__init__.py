@@ -28,11 +28,13 @@ from omnistate.state._model import (
     ABSENT,
     ANY,
     AnyState,
+    Beside,
     Change,
     Precondition,
     Snapshot,
     State,
     Written,
+    options_of,
     readers_of,
     schema_of,
 )
@@ -40,14 +42,17 @@ from omnistate.state._options import History, Options, check_life, check_name
 from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
+from omnistate.state._stored import NO_KEYS
 
 __all__ = [
     "ABSENT",
     "ANY",
     "COLLECTION_KINDS",
     "MAX_BYTES",
+    "NO_KEYS",
     "UPDATED",
     "AnyState",
+    "Beside",
     "Change",
     "Changed",
     "FieldChange",
@@ -83,6 +88,7 @@ __all__ = [
     "is_ordered",
     "migrate",
     "milliseconds_of",
+    "options_of",
     "parse_change",
     "parse_version",
     "precondition_of",

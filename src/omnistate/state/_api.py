@@ -45,6 +45,7 @@ from omnistate.store import (
     Position,
     check_duration,
     check_operation_id,
+    digest_of,
     encode_id,
     new_operation_id,
     open_log,
@@ -527,10 +528,7 @@ def _digest(operation_id: str | None, *said: bytes) -> str:
     if operation_id is None:
         return ""
     check_operation_id(operation_id)
-    digest = hashlib.blake2b(digest_size=8)
-    for part in said:
-        digest.update(len(part).to_bytes(4, "big") + part)
-    return digest.hexdigest()
+    return digest_of(said)
 
 
 def _json_of(said: object) -> bytes:

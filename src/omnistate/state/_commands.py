@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
 from typing import Any, TypeVar
@@ -235,15 +235,20 @@ def delete_part(target: Target, expect: Precondition = ANY) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a call that changes several things at once; the first argument is the entry of its header."""
+    """A part of a call that changes several things at once; the first argument is the entry of its header.
+
+    `intention` tells it apart under an operation id: what is changed and how, not who acts, nor what a declaration says of
+    its life, which a release may change, nor how a value is sealed, which differs each time.
+    """
 
     name: str
     keys: Sequence[bytes]
     arguments: Sequence[Argument]
+    intention: Sequence[Argument] = ()
 
     def expecting(self, expect: Precondition) -> Part:
         """The same under a precondition, which is its second argument."""
-        return Part(self.name, self.keys, (self.arguments[0], expected(expect), *self.arguments[2:]))
+        return replace(self, arguments=(self.arguments[0], expected(expect), *self.arguments[2:]))
 
 
 def change(

@@ -47,6 +47,16 @@ def _unknown_option(class_name: str, option: str) -> InvalidDeclaration:
     return InvalidDeclaration(f"{class_name} has no option {option}=: {hint}")
 
 
+class Beside:
+    """What a state class may declare beside its fields, by slices on top. It hears what is said of the class."""
+
+    __slots__ = ()
+
+    def check_class(self, attribute: str, options: Options) -> None:
+        """Raises `InvalidDeclaration` where the two do not fit."""
+        raise NotImplementedError
+
+
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class StateMeta(msgspec.StructMeta):
     """Adds the keywords of `State` to a struct's. No type checker sees them: they are checked here."""
@@ -87,6 +97,10 @@ class StateMeta(msgspec.StructMeta):
                 history,
                 indexes,
             )
+            for attribute in dir(cls):
+                value = getattr(cls, attribute, None)
+                if isinstance(value, Beside):
+                    value.check_class(attribute, declared)
             _declare(cls, declared)
         return cls
 
@@ -147,10 +161,15 @@ def schema_of(kind: type[AnyState]) -> Schema[AnyState]:
     return cast("Schema[AnyState]", declaration.schema)
 
 
+def options_of(kind: type) -> Options | None:
+    """What was said of a state class, without making its schema; None where it has not been said yet."""
+    declaration = getattr(kind, "__omnistate__", None)
+    return declaration.options if declaration is not None else protobuf_options(kind)
+
+
 def readers_of(kind: type) -> frozenset[str] | None:
     """The channels that may read a state through the gateway; None for all."""
-    declaration = getattr(kind, "__omnistate__", None)
-    options = declaration.options if declaration is not None else protobuf_options(kind)
+    options = options_of(kind)
     return None if options is None else options.channels
 
 

@@ -15,6 +15,7 @@ from omnistate.errors import InvalidDeclaration, MissingExtra, SchemaMismatch
 from omnistate.state._seal import Keyring
 
 MSGPACK, ZSTD, SEALED, PROTOBUF = b"\x01", b"\x02", b"\x03", b"\x04"
+NO_KEYS = "{} keys: connect(keyring=omnistate.Keyring({{...}}, current=...))"
 _INTEGER = re.compile(rb"-?\d{1,16}")
 _MOST_UNPACKED = 16 * 1024 * 1024  # a value that claims to be larger than any that was ever stored is damaged
 
@@ -58,9 +59,7 @@ class Packing:
             value = packed if len(packed) < len(value) else value
         if self.encrypted and self.is_sealed(name):
             if keyring is None:
-                raise InvalidDeclaration(
-                    "encrypted states need keys: connect(keyring=omnistate.Keyring({...}, current=...))"
-                )
+                raise InvalidDeclaration(NO_KEYS.format("encrypted states need"))
             value = SEALED + keyring.seal(value, document + b"\0" + name)
         return value
 
@@ -69,9 +68,7 @@ class Packing:
         tag = stored[:1]
         if tag == SEALED:
             if keyring is None:
-                raise SchemaMismatch(
-                    "an encrypted value needs keys: connect(keyring=omnistate.Keyring({...}, current=...))"
-                )
+                raise SchemaMismatch(NO_KEYS.format("an encrypted value needs"))
             stored = keyring.open(stored[1:], document + b"\0" + name)
             tag = stored[:1]
         if tag == ZSTD:

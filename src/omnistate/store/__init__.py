@@ -1,7 +1,7 @@
 """Connection, key names, server-side library and log. For the other slices: users import from `omnistate`."""
 
 from omnistate.store._binary import find_binary
-from omnistate.store._command import Argument, Command, new_operation_id
+from omnistate.store._command import Argument, Command, digest_of, new_operation_id
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
@@ -59,6 +59,7 @@ __all__ = [
     "check_operation_id",
     "decode_id",
     "default_data_dir",
+    "digest_of",
     "encode_id",
     "find_binary",
     "library",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,15 @@ _COUNTER = count()
 def new_operation_id() -> str:
     """An operation id that no other process uses: 72 random bits of this process and a counter."""
     return f"{_PREFIX}.{next(_COUNTER):x}"
+
+
+def digest_of(said: Iterable[object]) -> str:
+    """Tells what is asked for under one operation id apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for one in said:
+        text = one if isinstance(one, bytes) else str(one).encode()
+        digest.update(len(text).to_bytes(4, "big") + text)
+    return digest.hexdigest()
 
 
 class Command(Generic[T]):
