@@ -431,6 +431,28 @@ async def test_values_that_are_equal_are_one_member(ana: Customer) -> None:
     assert [await board.put(1, 5), await board.put(1.0, 6), await board.score(1)] == [True, False, 6]
 
 
+async def test_collections_are_gone_through_as_python_does(ana: Customer) -> None:
+    many = range(2500)
+    big_list, big_set = List(int, name="big_list"), Set(int, name="big_set")
+    big_map, big_board = Map(int, str, name="big_map"), SortedSet(int, name="big_board")
+    for at in range(0, 2500, 500):
+        some = many[at : at + 500]
+        await ana.collection(big_list).append(*some)
+        await ana.collection(big_set).add(*some)
+        await ana.collection(big_map).update(dict.fromkeys(some, "x"))
+        await ana.collection(big_board).update({number: -number for number in some})
+    assert [one async for one in ana.collection(big_list)] == list(many)
+    assert {one async for one in ana.collection(big_set)} == set(many)
+    assert {one async for one in ana.collection(big_map)} == set(many)
+    assert [one async for one in ana.collection(big_board)] == list(reversed(many))
+    assert [one async for one in ana.collection(recent)] == [one async for one in ana.collection(coupons)] == []
+    await ana.collection(work).put("a", "b")
+    async for item in ana.collection(work):
+        await item.done()
+        if item.value == "b":
+            break
+
+
 async def test_members_that_python_cannot_hold_in_a_set_are_refused(ana: Customer) -> None:
     lists: Set[Any] = Set(Any, name="set_of_anything")
     with pytest.raises(omnistate.InvalidValue, match="unhashable"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from math import isfinite, isnan
@@ -284,6 +284,14 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         """How many values there are. One round trip."""
         return await self._size()
 
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Its values from left to right, 1,000 a round trip; what is put or taken meanwhile may shift them. `all` is exact."""
+        start = 0
+        while some := await self.slice(start, start + MOST_AT_ONCE):
+            for value in some:
+                yield value
+            start += MOST_AT_ONCE
+
     def _python(self, held: list[bytes]) -> list[T]:
         return [self._target.values.decode(one) for one in held]
 
@@ -396,6 +404,12 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
             for key, value in zip(found[::2], found[1::2], strict=True):
                 yield self.declaration.keys.decode(key), self._target.values.decode(value, key)
 
+    async def __aiter__(self) -> AsyncIterator[K]:
+        """Its keys, as of a dict; like `items`."""
+        async for found in _pages(self._read):
+            for key in found[::2]:
+                yield self.declaration.keys.decode(key)
+
     async def size(self) -> int:
         """How many entries there are. One round trip."""
         return await self._size()
@@ -458,6 +472,10 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
     async def size(self) -> int:
         """How many values there are. One round trip."""
         return await self._size()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Its values; like `members`."""
+        return self.members()
 
     def _python(self, held: set[bytes]) -> set[T]:
         return {self.declaration.values.decode(one) for one in held}
@@ -560,6 +578,14 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
     async def all(self) -> dict[T, float]:
         """Every member with its score, the lowest first. One round trip of the set's size."""
         return self._python(initial("sorted", (await self._read("all")).values))
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Its members, the lowest first, 1,000 a round trip; whose score changes meanwhile may come twice or not at all."""
+        start = 0
+        while some := await self.range(start, start + MOST_AT_ONCE, highest_first=False):
+            for member, _ in some:
+                yield member
+            start += MOST_AT_ONCE
 
     async def size(self) -> int:
         """How many members there are. One round trip."""
@@ -733,6 +759,10 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
             item = await self.wait(lease=lease)
             assert item is not None
             yield item
+
+    def __aiter__(self) -> AsyncIterator[Item[T]]:
+        """Items, one after the other; like `work`."""
+        return self.work()
 
     def done(self, item: Item[T]) -> Awaitable[None]:
         """Removes an item that is leased to you. Raises `LeaseLost`. One round trip."""
