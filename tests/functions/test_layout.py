@@ -41,7 +41,7 @@ def keys_of(words: list[str]) -> list[str]:
     name = words[0].upper()
     if name in ("TIME", "SPUBLISH"):
         return []
-    if name in ("DEL", "RENAME", "PFMERGE"):
+    if name in ("DEL", "UNLINK", "RENAME", "PFMERGE"):
         return words[1:]
     return words[1:2]
 
