@@ -154,6 +154,13 @@ class StateHandle(Generic[AnyState]):
         found.unreadable = {**held.damaged, **unreadable}
         return found
 
+    async def known(self) -> tuple[Snapshot[AnyState], Known | None]:
+        """For the slices on top: what `read` gives, and the document to write as a whole, where it has to be."""
+        held, position = await self._read()
+        snapshot = Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, position)
+        is_other = self.schema.rewrites or (held.version is not None and held.class_version != self.schema.writes)
+        return snapshot, Known.read(self.schema, held) if is_other else None
+
     def value_of(self, header: bytes, fields: list[bytes]) -> AnyState:
         """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
         return self.schema.decode(Followed(self.target, held_of(self.target, header, fields)).encoded())
@@ -462,16 +469,7 @@ class StateHandle(Generic[AnyState]):
         for _ in range(MAX_RACES):
             found: Read = await self._services.link.execute(read(self.target))
             known = Known.read(self.schema, found.held)
-            assert known.stored is not None
-            flat, sums = patch.applied(known.stored)
-            whole = Patch(
-                self.schema.downgrade(flat),
-                replace=patch.replace,
-                rewrite=not patch.replace,
-                until=patch.until,
-                indexes=self.schema.indexes_of(flat),
-                ttl_ms=patch.ttl_ms,
-            )
+            whole, sums = known.whole(patch)
             wanted = known.version or ABSENT if expect in (ANY, Expect.PRESENT) else expect
             if expect is Expect.PRESENT and known.version is None:
                 raise Conflict(f"{self.target.name} does not exist")
@@ -479,7 +477,7 @@ class StateHandle(Generic[AnyState]):
             if isinstance(reply, Refused) and expect in (ANY, Expect.PRESENT):
                 continue
             stored = self._written(reply)
-            return Stored(stored.version, sums[0] if sums else 0)
+            return stored if whole.steps or not sums else Stored(stored.version, sums[0])
         raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
     async def _execute(self, command: Command[Reply]) -> Reply:
