@@ -227,6 +227,48 @@ async def test_an_update_never_starts_from_an_entry_that_has_expired(omni: Clien
     assert seen == {"b": 1}
 
 
+async def test_a_refused_update_never_goes_on_with_an_entry_that_has_expired(
+    omni: Client, connect: Any, raw: Redis, tenant: str
+) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.update(lambda value: value.seats.update(b=1))  # this process knows the document
+    async with connect() as other:
+        await other.customer("ana").state(Hold).put("seats", "a1", 1, ttl=60 * SECOND)
+    shift(raw, tenant, "Hold", ms=61_000)
+    seen = []
+    written = await hold.update(lambda value: (seen.append(dict(value.seats)), setattr(value, "note", "new")))
+    assert seen[-1] == {"b": 1}
+    assert written.value == await hold.get() == Hold(seats={"b": 1}, note="new")
+
+
+@pytest.mark.parametrize("how", ["set", "transaction"])
+async def test_what_was_read_before_an_entry_expired_is_not_brought_back(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position, how: str
+) -> None:
+    ana = omni.customer("ana")
+    hold = ana.state(Hold)
+    await hold.put("seats", "a1", 1, ttl=60 * SECOND)
+    await hold.put("seats", "a2", 2)
+    before, seen = await ana.position(), await hold.read()
+    shift(raw, tenant, "Hold", ms=61_000)
+
+    async def write() -> None:
+        if how == "set":
+            await hold.set(seen.value, expect=seen)
+        else:
+            async with ana.transaction() as tx:
+                tx.state(Hold).expect(seen)
+                tx.state(Hold).set(seen.value)
+
+    with pytest.raises(omnistate.Conflict):
+        await write()
+    assert await types(ana, before) == ["state.entries_expired"]  # noted at once
+    assert await omni.sweep() == 0
+    seen = await hold.read()
+    await write()
+    assert await hold.get() == Hold(seats={"a2": 2})
+
+
 async def test_a_deadline_goes_with_its_entry_and_can_be_taken_away(omni: Client, raw: Redis, tenant: str) -> None:
     hold = omni.customer("ana").state(Hold)
     await hold.put("seats", "a1", 1, ttl=60 * SECOND)
