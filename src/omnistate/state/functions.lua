@@ -531,7 +531,10 @@ end
 local function reschedule(keys, now)
   local member, nearest = match(keys[1], '}:(.+):meta$'), nil
   local life = redis_call('PEXPIRETIME', keys[1])
-  if life == -2 then return redis_call('ZREM', keys[5], member) end
+  if life == -2 then
+    redis_call('UNLINK', keys[4])  -- it has no time-out when it was begun anew between two looks at the time-outs
+    return redis_call('ZREM', keys[5], member)
+  end
   for _, entry in ipairs(redis_call('SMEMBERS', keys[4])) do
     local header = redis_call('HGET', keys[1], entry)
     if header then
