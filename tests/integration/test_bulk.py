@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,113 @@ async def test_bad_lines_are_reported_and_the_others_imported(omni: Client, tmp_
     assert report.changed == {"Hold": 2}
     assert (await omni.customer("good").state(Hold).get()).seats == {"a": 1}
     assert not (await omni.customer("old").state(Hold).read()).exists
+
+
+async def exported(omni: Client, kinds: dict[str, Any] = KINDS) -> tuple[Any, list[Any], bytes]:
+    """The report of an export, its lines, and its bytes."""
+    with tempfile.TemporaryFile() as file:
+        report = await export_all(Bulk(omni.services, omni.keyspace), file, kinds, COLLECTIONS)
+        file.seek(0)
+        text = file.read()
+    return report, [json.loads(line) for line in text.splitlines()], text
+
+
+async def test_what_is_damaged_is_left_out_and_the_rest_of_the_customer_exported(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    ana, log = omni.customer("ana"), Keyspace(tenant).customer("ana")
+    await ana.state(Hold).put("seats", "a", 1)
+    for one, damage in (
+        (RECENT, lambda key: raw.rpush(key, b'"cut')),
+        (TAGS, lambda key: raw.sadd(key, b"7")),  # of another type
+        (LOCKS, lambda key: raw.hset(key, b"\xff", b"1")),
+        (BOARD, lambda key: raw.zadd(key, {b"{": 1})),
+        (POINTS, lambda key: raw.set(key, b"many")),
+    ):
+        collection: Any = ana.collection(one)
+        await (collection.add(1) if one is POINTS else collection.put("x", 1) if one in (LOCKS, BOARD) else
+               collection.append("x") if one is RECENT else collection.add("x"))  # fmt: skip
+        damage(log.key("doc", one.name))
+    await ana.collection(JOBS).put(5)
+    for damaged in (b'{"cut', b"\xff", b'"\xff"'):
+        await ana.state(Broken).patch(note="whole", count=3)
+        raw.hset(log.key("doc", "Broken"), "note", damaged)
+        report, lines, _ = await exported(omni, KINDS | {"Broken": Broken})
+        assert {name for _, name, _ in report.failed} == {
+            "Broken", RECENT.name, TAGS.name, LOCKS.name, BOARD.name, POINTS.name
+        }  # fmt: skip
+        assert [(line["states"].keys(), line["collections"].keys()) for line in lines] == [({"Hold"}, {JOBS.name})]
+        if damaged != b'"\xff"':
+            partial = await ana.state(Broken).read(partial=True)
+            assert (partial.value, list(partial.unreadable)) == (Broken(count=3), ["note"])
+    raw.hset(log.key("doc", "Broken"), b"seats:\xff", b"1")
+    await ana.state(Broken).patch(note="mended")
+    with pytest.raises(omnistate.SchemaMismatch):
+        await ana.state(Broken).get()
+    with pytest.raises(omnistate.SchemaMismatch):
+        await ana.state(Broken).update(lambda value: setattr(value, "count", 4))
+    assert (await ana.state(Broken).read(partial=True)).value == Broken(note="mended", count=3)
+
+
+class Broken(omnistate.State):
+    seats: dict[str, int] = {}
+    note: str = ""
+    count: int = 0
+
+
+async def test_fields_that_the_class_does_not_know_travel_with_an_export(connect: Any, tenant: str) -> None:
+    class Former(omnistate.State, name="Hold", ttl=timedelta(days=1)):
+        seats: dict[str, int] = {}
+        chairs: dict[str, int] = {}
+        colour: str = ""
+
+    value = Former(seats={"a": 1}, chairs={"b:c": 2, "é": 3}, colour="red")
+    async with connect() as omni, connect(tenant=tenant + "copy") as copy:
+        await omni.customer("ana").state(Former).set(value)
+        report, lines, text = await exported(omni)
+        assert (report.failures, lines[0]["states"]["Hold"]["value"]) == (0, {"seats": {"a": 1}})
+        with tempfile.TemporaryFile() as file:
+            file.write(text)
+            file.write(b'{"customer":"bad","states":{"Hold":{"value":{},"others":{"seats:x":1}}}}\n')
+            file.seek(0)
+            report = await import_all(Bulk(copy.services, copy.keyspace), file, KINDS, COLLECTIONS)
+        assert [customer for customer, _, _ in report.failed] == ["bad"]
+        assert await copy.customer("ana").state(Former).get() == value
+
+
+async def test_a_counter_of_the_different_that_is_none_is_reported(omni: Client, raw: Redis, tenant: str) -> None:
+    with tempfile.TemporaryFile() as file:
+        for name, values in (("a", "AAAA"), ("b", "SFlMTAEAAAAAAAAAAAAAAAAA"), ("c", "")):
+            line = {"customer": name, "collections": {SEEN.name: {"kind": "unique", "values": values}}}
+            file.write(json.dumps(line).encode() + b"\n")
+        file.seek(0)
+        report = await import_all(Bulk(omni.services, omni.keyspace), file, KINDS, COLLECTIONS)
+    assert report.failures == 3
+    assert "damaged" in report.failed[0][2]
+    assert list(raw.scan_iter(f"omni:{tenant}:*other*")) == []
+
+
+async def test_one_document_that_cannot_be_migrated_holds_up_no_other(omni: Client) -> None:
+    class Former(omnistate.State, name="Grown"):
+        note: str = ""
+
+    class Grown(omnistate.State, name="Grown", version=2, indexes={"first"}):
+        note: str = ""
+        copies: str = ""
+
+        @property
+        def first(self) -> str:
+            return self.note[0]
+
+        @migrate(1, 2)
+        def grow(fields: dict[str, Any]) -> None:  # noqa: N805
+            fields["copies"] = fields["note"] * 100
+
+    for name, note in (("large", "x" * 10_000), ("without", ""), ("good", "x")):
+        await omni.customer(name).state(Former).patch(note=note)
+    report = await migrate_all(Bulk(omni.services, omni.keyspace), {"Grown": Grown})
+    assert {customer for customer, _, _ in report.failed} == {"large", "without"}
+    assert report.changed == {"Grown": 1}
 
 
 async def test_a_migration_of_all_keeps_values_deadlines_and_indexes(

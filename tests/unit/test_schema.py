@@ -204,6 +204,21 @@ def test_a_wrong_declaration_is_told_when_the_class_is_made(options: dict[str, A
         type(State)("Wrong", (State,), {}, **options)
 
 
+@pytest.mark.parametrize("name", ["my:note", "!note"])
+def test_a_field_name_that_would_be_read_as_something_else_is_refused(name: str) -> None:
+    class Renamed(State):
+        note: str = msgspec.field(default="", name=name)
+
+    with pytest.raises(omnistate.InvalidDeclaration, match="note"):
+        schema_of(Renamed)
+
+
+@pytest.mark.parametrize("key", ["\ud800", object(), None, 3, b"\xff"])
+def test_what_is_no_key_is_refused_also_where_nothing_is_written(key: Any) -> None:
+    with pytest.raises(omnistate.InvalidValue):
+        schema_of(Cart).entry_name("items", key)
+
+
 def test_every_field_needs_a_default() -> None:
     with pytest.raises(omnistate.InvalidDeclaration, match="needs a default"):
 

@@ -131,6 +131,8 @@ class Target:
                 return InvalidValue(f"the sum is larger than a score of {name} can be")
             case b"bounds":
                 return OutOfBounds(name, value=int(reply[1]))
+            case b"damaged":
+                return SchemaMismatch(f"what is to be added to {name} is damaged: these are not the bytes of a counter")
             case b"exists":
                 return AlreadyThere(f"{name} has this key already: read it, or use put to replace its value")
             case b"absent":

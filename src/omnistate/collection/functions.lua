@@ -385,6 +385,12 @@ collections.unique = {
     end,
   },
   absorb = {  -- another one, as Redis stores it
+    check = function(_, part, args, at)
+      redis_call('SET', part.keys[2], args[at])
+      local read = redis_pcall('PFMERGE', part.keys[2], part.keys[2])
+      redis_call('DEL', part.keys[2])
+      if read.err then return {'damaged'} end
+    end,
     apply = function(_, part, args, at)
       redis_call('SET', part.keys[2], args[at])
       redis_call('PFMERGE', part.key, part.keys[2])
@@ -496,7 +502,7 @@ local COLLECTION_BYTES = 16777216
 
 -- A part of a call. arguments: entry, expected, ttl in ms or 0, lifetime in ms or 0, kind, limit, operation, event head, then
 -- the operation's. refusals: {"conflict", ...} | {"kind", found} | {"full", what, limit} | {"large", bytes}
---   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"}
+--   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"} | {"damaged"}
 local function check_collection(log, part, args, at, last)
   local version, bytes, collected, _, more = look(part.header, log.now)
   if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistate.collection import Collection, Place, reseal_collection
-from omnistate.errors import SchemaMismatch
+from omnistate.errors import OmnistateError, StoreError
 from omnistate.ops._bulk import Bulk, Journal, Progress, Report, count, each, entries_of, silent
 from omnistate.state import Origin, StateHandle, schema_of
 from omnistate.store import PARTITIONS, LogKeys
@@ -81,7 +81,9 @@ class _Migration:
         try:
             if await handle.rewrite(force=self._force, dry_run=self._dry_run):
                 count(self._report.changed, name)
-        except SchemaMismatch as error:
+        except StoreError:
+            raise
+        except OmnistateError as error:  # also one that has grown too large, or a customer who was merged meanwhile
             self._report.fail(log.id, name, error)
 
     async def collection(self, log: LogKeys, owner: _Owner, name: str) -> None:
@@ -93,5 +95,7 @@ class _Migration:
             place = Place(self._bulk.services, log, _NO_ORIGIN, owner)
             if await reseal_collection(declared, place, dry_run=self._dry_run):
                 count(self._report.changed, name)
-        except SchemaMismatch as error:
+        except StoreError:
+            raise
+        except OmnistateError as error:
             self._report.fail(log.id, name, error)

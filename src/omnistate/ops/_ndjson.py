@@ -38,6 +38,7 @@ _encode = msgspec.json.Encoder().encode
 
 class _Document(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     value: msgspec.Raw
+    others: dict[str, msgspec.Raw] = {}  # fields and entries that the class does not know
     expires_ms: int = 0  # the deadline, in milliseconds since 1970
     entries_expire_ms: dict[str, int] = {}
 
@@ -113,8 +114,9 @@ async def _export(
             continue
         try:
             if name in kinds:
-                value = customer.state(kinds[name]).json_of(found.header, found.values)
-                line.states[name] = _Document(msgspec.Raw(value), found.deadline, _deadlines(found))
+                value, unknown = customer.state(kinds[name]).json_of(found.header, found.values)
+                others = {field.decode(): msgspec.Raw(one) for field, one in unknown.items()}
+                line.states[name] = _Document(msgspec.Raw(value), others, found.deadline, _deadlines(found))
             else:
                 place = Place(bulk.services, log, _NO_ORIGIN)
                 line.collections[name] = _contents(collections[name], place, own[name], found)
@@ -129,7 +131,13 @@ def _contents(declaration: Collection[Any], place: Place, kind: str, found: Stor
     if declaration.kind != kind:
         raise SchemaMismatch(f"it is stored as a {kind}, not a {declaration.kind}: import its declaration")
     values = open_values(declaration, place, found.values)
-    return _Contents(kind, msgspec.Raw(_encode(_spelled(kind, values))), found.deadline, _deadlines(found))
+    try:
+        spelled = msgspec.Raw(_encode(_spelled(kind, values)))
+        contents = _Contents(kind, spelled, found.deadline, _deadlines(found))
+        _stored(declaration, contents)  # what an import would refuse is damaged, or of another type
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise SchemaMismatch(f"a stored value of {declaration.name} cannot be read as its type: {error}") from error
+    return contents
 
 
 def _deadlines(found: Stored) -> dict[str, int]:
@@ -290,6 +298,7 @@ class _Import:
             value = schema_of(kind).parse(bytes(document.value))
             await customer.state(kind).load(
                 value,
+                others={field: bytes(one) for field, one in document.others.items()},
                 deadline=document.expires_ms,
                 deadlines=document.entries_expire_ms,
                 now=self._now,

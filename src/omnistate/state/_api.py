@@ -29,7 +29,7 @@ from omnistate.state._commands import (
 from omnistate.state._events import GONE, Followed, decode_event
 from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, read_history
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
-from omnistate.state._schema import Schema
+from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
 from omnistate.state._update import MAX_RACES, Call, Combiner, Known
 from omnistate.store import (
@@ -165,9 +165,16 @@ class StateHandle(Generic[AnyState]):
         """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
         return self.schema.decode(Followed(self.target, held_of(self.target, header, fields)).encoded())
 
-    def json_of(self, header: bytes, fields: list[bytes]) -> bytes:
-        """The same as JSON."""
-        return self.schema.to_json(Followed(self.target, held_of(self.target, header, fields)).encoded())
+    def json_of(self, header: bytes, fields: list[bytes]) -> tuple[bytes, Flat]:
+        """The same as JSON, and apart from it the fields that the class does not know. Raises `SchemaMismatch`."""
+        followed, schema = Followed(self.target, held_of(self.target, header, fields)), self.schema
+        encoded = followed.encoded()
+        schema.decode(encoded)  # what is damaged is no JSON
+        flat = schema.upgrade(followed.flat, followed.class_version)
+        others = {name: value for name, value in flat.items() if name.partition(b":")[0] not in schema.known}
+        if not others:
+            return schema.to_json(encoded), {}
+        return schema.to_json(schema.join({name: value for name, value in flat.items() if name not in others})), others
 
     async def update(
         self,
@@ -205,12 +212,22 @@ class StateHandle(Generic[AnyState]):
         return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, call))
 
     async def load(
-        self, value: AnyState, *, deadline: int, deadlines: Mapping[str, int], now: int, overwrite: bool = False
+        self,
+        value: AnyState,
+        *,
+        others: dict[str, bytes],
+        deadline: int,
+        deadlines: Mapping[str, int],
+        now: int,
+        overwrite: bool = False,
     ) -> Position:
-        """`set` as an import needs it: deadlines of the document (0: none) and its fields are milliseconds since 1970."""
+        """`set` as an import needs it: deadlines of the document (0: none) and its fields are milliseconds since 1970.
+
+        `others` are fields that the class does not know, as JSON.
+        """
         encoded = self.schema.encode(value)
         patch = Patch(
-            self.schema.split(encoded),
+            self.schema.split(encoded) | self.schema.check_others(others),
             replace=True,
             indexes=self.schema.indexes.of(value),
             ttl_ms=deadline - now if deadline else 0,

@@ -61,8 +61,20 @@ class Indexes:
         self.has_computed = any(name not in self._fields and name != UPDATED for name in self.names)
 
     def of(self, value: Any) -> list[tuple[str, str]]:
-        """The entries of a document with this value."""
-        return [(name, "now" if name == UPDATED else self._score(name, getattr(value, name))) for name in self.names]
+        """The entries of a document with this value. Raises `InvalidValue`."""
+        return [
+            (name, "now" if name == UPDATED else self._score(name, self._value(name, value))) for name in self.names
+        ]
+
+    def _value(self, name: str, value: Any) -> Any:
+        if name in self._fields:
+            return getattr(value, name)
+        try:
+            return getattr(value, name)
+        except Exception as error:
+            raise InvalidValue(
+                f"the index {self._name}.{name} of this value cannot be computed: its property raised {error!r}"
+            ) from error
 
     def of_changes(self, sets: dict[bytes, bytes], drops: Any, steps: Any) -> list[tuple[str, str]]:
         """The entries after a change of some fields, where none is computed from the whole value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Generic, TypeVar, get_args
@@ -70,6 +70,10 @@ class Schema(Generic[S]):
         self.fields = {field.name: field for field in info.fields}
         self.mappings = {field.encode_name for field in info.fields if isinstance(field.type, msgspec.inspect.DictType)}
         for field in info.fields:
+            if ":" in field.encode_name or field.encode_name.startswith("!"):
+                raise InvalidDeclaration(
+                    f"{name}.{field.name} cannot be stored as {field.encode_name!r}: a name has no ':' and begins with no '!'"
+                )
             if field.encode_name in self.mappings and (field.default_factory is NODEFAULT or field.default_factory()):
                 raise InvalidDeclaration(f"{name}.{field.name} is a mapping: its default must be empty, = {{}}")
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
@@ -114,6 +118,14 @@ class Schema(Generic[S]):
         if self._has_floats and b"null" in encoded:
             check_numbers(self.name, value)
         return encoded
+
+    def check_others(self, others: dict[str, bytes]) -> Flat:
+        """Fields that the class does not know, as hash fields. Raises `InvalidValue` for those that it does."""
+        for name, value in others.items():
+            check_depth(self.name, value)
+            if name.partition(":")[0].encode() in self.known or not name or name.startswith("!"):
+                raise InvalidValue(f"{self.name}: {name[:40]!r} is no field that the class does not know")
+        return {name.encode(): value for name, value in others.items()}
 
     def validate(self, encoded: bytes) -> S:
         """The value that JSON holds, with every type checked. Raises `InvalidValue` and says where."""
@@ -213,11 +225,14 @@ class Schema(Generic[S]):
 
     def unpack(self, stored: Flat, document: bytes, keyring: Keyring | None) -> tuple[Flat, dict[str, str]]:
         """The fields of a document, and the reasons of those that cannot be read."""
-        if self.packing.is_plain and min(stored.values(), default=b" ") >= b" ":
+        if self.packing.is_plain and min(stored.values(), default=b" ") >= b" " and _is_text(stored):
             return stored, {}
         flat: Flat = {}
         damaged: dict[str, str] = {}
         for name, value in stored.items():
+            if not _is_text((name,)):
+                damaged[name.decode(errors="replace")] = "the name is damaged: it is no text"
+                continue
             try:
                 flat[name] = self.packing.unpack(name, value, document, keyring)
             except SchemaMismatch as error:
@@ -267,10 +282,16 @@ class Schema(Generic[S]):
 
     def salvage(self, flat: Flat) -> tuple[Flat, dict[str, str]]:
         """The fields that can be read, and the reasons of those that cannot."""
-        unreadable = self._unreadable(self.join(flat))
-        return {
-            name: value for name, value in flat.items() if name.partition(b":")[0].decode() not in unreadable
-        }, unreadable
+        broken: dict[str, str] = {}
+        for name, value in flat.items():
+            try:
+                msgspec.json.decode(value, type=Raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                broken[name.decode()] = str(error)
+        whole = {name: value for name, value in flat.items() if name.decode() not in broken}
+        unreadable = self._unreadable(self.join(whole))
+        good = {name: value for name, value in whole.items() if name.partition(b":")[0].decode() not in unreadable}
+        return good, broken | unreadable
 
     def _unreadable(self, encoded: bytes) -> dict[str, str]:
         try:
@@ -333,7 +354,13 @@ class Schema(Generic[S]):
     def entry_name(self, name: str, key: Any) -> bytes:
         """The hash field of an entry that is to be removed."""
         field = self._mapping(name)
-        spelled: str = next(iter(msgspec.json.decode(_encode({key: None}))))
+        assert isinstance(field.type, msgspec.inspect.DictType)
+        if key is None or (isinstance(field.type.key_type, msgspec.inspect.StrType) and not isinstance(key, str)):
+            raise InvalidValue(f"{self.name}.{name} cannot have the key {key!r}")
+        try:
+            spelled: str = next(iter(msgspec.json.decode(_encode({key: None}))))
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError too
+            raise InvalidValue(f"{self.name}.{name} cannot have this key: {error}") from error
         return field.encode_name.encode() + b":" + spelled.encode()
 
     def counter(self, name: str, key: Any | None) -> bytes:
@@ -456,6 +483,14 @@ def _values_of(kind: Any, mappings: set[str]) -> _Values:
         arguments = get_args(whole[name])
         entries[name] = arguments[1] if len(arguments) == 2 else Any
     return _Values(whole, entries)
+
+
+def _is_text(names: Iterable[bytes]) -> bool:
+    try:
+        b"\n".join(names).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _entries_of(value: bytes) -> list[bytes]:
