@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
 import omnistate
+from machine import Server, missing
 from omnistate import UPDATED, Client
 from omnistate.store import Keyspace
+from omnistate.store._keys import partition_of
 
 
 class Status(Enum):
@@ -171,6 +176,31 @@ async def test_one_partition_full_of_equal_values_is_paged(omni: Client, tenant:
         if cursor is None:
             break
     assert sorted(seen) == sorted(crowd)
+
+
+async def test_pages_hold_everything_once_whatever_the_servers_locale_says_of_order(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/en_US").exists():
+        missing("localedef with its sources", "apt-get install locales")
+    subprocess.run(["localedef", "-i", "en_US", "-f", "UTF-8", tmp_path / "en_US.UTF-8"], check=True)
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")  # a B C, not B C a
+    server = Server(valkey.binary)
+    try:
+        async with omnistate.connect(server.url) as omni:
+            ids = (f"{letter}{number}{end}" for number in range(2000) for letter in "aB_é" for end in ("x", "-"))
+            names = [name for name in ids if partition_of(omni.keyspace.customer(name).name) == 7]
+            await asyncio.gather(*(omni.customer(name).state(Basket).patch(total=1) for name in names))
+            query, seen = omni.query(Basket).where("total", equals=1), list[str]()
+            page = await query.page(limit=5)
+            while page.cursor is not None and len(seen) <= len(names):
+                seen += [found.customer_id for found in page.found]
+                page = await query.page(limit=5, after=page.cursor)
+            seen += [found.customer_id for found in page.found]
+            assert sorted(seen) == sorted(names)
+    finally:
+        server.stop()
 
 
 async def test_random_writes_are_found_as_a_model_says(omni: Client) -> None:

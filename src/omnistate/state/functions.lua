@@ -632,13 +632,22 @@ local function agenda_page(keys, args)
   return reply
 end
 
+-- Whether `one` is before or at `other` in an index, which is in the order of bytes. Lua's own <= is that of the server's locale.
+local function is_up_to(one, other)
+  for i = 1, math_min(#one, #other) do
+    local left, right = byte(one, i), byte(other, i)
+    if left ~= right then return left < right end
+  end
+  return #one <= #other
+end
+
 -- The rank of the first entry of an index that is after (score, member).
 local function rank_after(index, score, member)
   local low = redis_call('ZCOUNT', index, '-inf', '(' .. score)
   local high = low + redis_call('ZCOUNT', index, score, score)
   while low < high do
     local middle = math_floor((low + high) / 2)
-    if redis_call('ZRANGE', index, middle, middle)[1] <= member then low = middle + 1 else high = middle end
+    if is_up_to(redis_call('ZRANGE', index, middle, middle)[1], member) then low = middle + 1 else high = middle end
   end
   return low
 end
