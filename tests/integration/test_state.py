@@ -222,6 +222,11 @@ async def test_equal_arguments_are_the_same_call_whatever_their_order(omni: Clie
     assert (await cart.update_once("id", note, {"y": 2, "x": 1}, b=2, a=1)).repeated
     assert not (await cart.update_once("id-2", note, {"x": one, 1: 2})).repeated
     assert (await cart.update_once("id-2", note, {"x": other, 1: 2})).repeated
+    endless: list[object] = []
+    endless.append(endless)
+    for bad in ("\ud800", endless):
+        with pytest.raises(omnistate.InvalidInput, match="operation id"):
+            await cart.update_once("id-3", note, bad)
 
 
 async def test_two_states_of_a_customer_share_one_log(omni: Client) -> None:

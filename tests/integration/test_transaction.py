@@ -275,4 +275,4 @@ async def test_of_a_queue_nothing_is_read_in_a_block(omni: Client) -> None:
     await omni.customer("ana").collection(jobs).put("a")
     with pytest.raises(omnistate.InvalidInput, match="WorkQueue"):
         async with omni.customer("ana").transaction() as tx:
-            await tx.get_all(jobs)
+            await tx.get_all(jobs)  # type: ignore[call-overload]

@@ -7,11 +7,22 @@ import random
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast, overload
 
 import msgspec
 
-from omnistate.collection import Collection, CollectionHandle, Place, open_collection
+from omnistate.collection import (
+    Collection,
+    CollectionHandle,
+    Counter,
+    List,
+    Map,
+    Place,
+    Set,
+    SortedSet,
+    UniqueCounter,
+    open_collection,
+)
 from omnistate.errors import Conflict, InvalidInput, SessionExpired
 from omnistate.session import Session, session_part
 from omnistate.state import (
@@ -43,6 +54,8 @@ from omnistate.state import (
 from omnistate.store import Command, Position, check_operation_id, digest_of, new_operation_id
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 H = TypeVar("H")
 MAX_PARTS = 100
 MAX_RACES = 100  # tries of `customer.update`
@@ -297,8 +310,22 @@ class Transaction:
             changes.expect(changes._read)
         return changes._read
 
+    @overload
+    async def get_all(self, declaration: List[T]) -> list[T]: ...
+    @overload
+    async def get_all(self, declaration: Set[T]) -> set[T]: ...
+    @overload
+    async def get_all(self, declaration: Map[K, V]) -> dict[K, V]: ...
+    @overload
+    async def get_all(self, declaration: SortedSet[T]) -> dict[T, float]: ...
+    @overload
+    async def get_all(self, declaration: Counter | UniqueCounter[Any]) -> int: ...
+
     async def get_all(self, declaration: Collection[Any]) -> Any:
-        """All that is in a collection, which must still be so when the transaction is applied. A round trip of its size."""
+        """All that is in a collection, which must still be so when the transaction is applied. A round trip of its size.
+
+        Of a `Counter` its value, of a `UniqueCounter` its count. A `WorkQueue` is refused with `InvalidInput`.
+        """
         handle: CollectionHandle[Any, Any] = open_collection(declaration, self._place)
         if declaration.kind == "queue":
             raise InvalidInput(f"{declaration.name} is a WorkQueue, of which nothing can be read: claim its items")

@@ -550,8 +550,12 @@ def _digest(operation_id: str | None, *said: bytes) -> str:
 
 def _json_of(said: object) -> bytes:
     """Equal arguments have equal JSON: sets are in another order in each process, and dicts may be."""
-    plain = msgspec.to_builtins(said, str_keys=True, order="sorted", enc_hook=lambda other: type(other).__qualname__)
-    return msgspec.json.encode(plain)
+    try:
+        return msgspec.json.encode(
+            msgspec.to_builtins(said, str_keys=True, order="sorted", enc_hook=lambda other: type(other).__qualname__)
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"these arguments cannot be told apart under an operation id: {error}") from error
 
 
 __all__ = ["Origin", "Services", "StateHandle", "target_of"]

@@ -21,12 +21,20 @@ _json = msgspec.json.Encoder(order="sorted").encode
 
 
 def score_of(what: str, value: Any) -> float | None:
-    """The score of a value, None for one that is not indexed. Raises `InvalidValue` for NaN."""
+    """The score of a value, None for one that is not indexed. Raises `InvalidValue` for what has none, as NaN."""
     if value is None or value is msgspec.UNSET:
         return None
+    try:
+        score = _score(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidValue(f"{what} is indexed, and this value cannot be: {error}") from error
+    if score != score:
+        raise InvalidValue(f"{what} is indexed, and NaN is in no order")
+    return score
+
+
+def _score(value: Any) -> float:
     if isinstance(value, int | float):  # bool too
-        if value != value:
-            raise InvalidValue(f"{what} is indexed, and NaN is in no order")
         return float(value)
     if isinstance(value, datetime):
         return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
