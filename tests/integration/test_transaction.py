@@ -276,3 +276,39 @@ async def test_of_a_queue_nothing_is_read_in_a_block(omni: Client) -> None:
     with pytest.raises(omnistate.InvalidInput, match="WorkQueue"):
         async with omni.customer("ana").transaction() as tx:
             await tx.get_all(jobs)  # type: ignore[call-overload]
+
+
+async def test_what_a_block_adds_counts_together(omni: Client) -> None:
+    ana = omni.customer("ana")
+    lists = [omnistate.List(str, name=f"many_{number}") for number in range(1020)]
+    await asyncio.gather(*(ana.collection(one).append("x") for one in lists[:960]))
+    with pytest.raises(omnistate.QuotaExceeded, match="documents"):
+        async with ana.transaction() as tx:
+            for one in lists[960:1001]:
+                tx.collection(one).append("x")
+    async with ana.transaction() as tx:
+        for one in lists[960:1000]:
+            tx.collection(one).append("x")
+    with pytest.raises(omnistate.QuotaExceeded, match="documents"):
+        await ana.collection(lists[1000]).append("x")
+    texts = ["x" * 60_000] * 100  # almost 6 MB
+    large = [omnistate.List(str, name=f"many_{number}", limit=300) for number in range(20)]
+    for one in large[:10]:
+        await ana.collection(one).append(*texts)
+    with pytest.raises(omnistate.QuotaExceeded, match="bytes"):
+        async with ana.transaction() as tx:
+            tx.collection(large[10]).append(*texts[:60])  # each would have room, both have not
+            tx.collection(large[11]).append(*texts[:60])
+    async with ana.transaction() as tx:
+        tx.collection(large[10]).append(*texts[:60])
+
+
+async def test_two_classes_of_one_name_are_not_mixed_up_in_a_block(omni: Client) -> None:
+    class Other(omnistate.State, name="Wallet"):
+        balance: int = 0
+        currency: str = "EUR"
+
+    with pytest.raises(omnistate.InvalidInput, match="two classes"):
+        async with omni.customer("ana").transaction() as tx:
+            await tx.get(Wallet)
+            await tx.get(Other)

@@ -382,6 +382,8 @@ class Transaction:
         changes = self._documents.get(handle.target.document)
         if changes is None:
             changes = self._documents[handle.target.document] = DocumentChanges(handle)
+        elif changes._schema is not handle.schema:
+            raise InvalidInput(f"two classes are called {handle.schema.name}: use one of them in a transaction")
         return changes, handle
 
     def _record(self, target: Any, part: Part, judge: Callable[[bytes], T]) -> Outcome[T]:

@@ -140,11 +140,17 @@ local function count_bytes(document, args, first, last, drop, dropped)
   return bytes
 end
 
--- Whether the customer has room: nil, or a reply. `grown`: bytes that are added to those of entry, `is_new`: it was not there.
+-- Whether the customer has room: nil, or a reply. `bytes`: of entry, which had `before`; `is_new`: it was not there. What
+-- other parts of the same call add is counted too.
 local function over_quota(log, entry, bytes, before, is_new)
-  if is_new and redis_call('SCARD', log.keys[4]) >= MOST_DOCUMENTS then return {'full', 'documents', text(MOST_DOCUMENTS)} end
+  if is_new then
+    if redis_call('SCARD', log.keys[4]) + log.added >= MOST_DOCUMENTS then return {'full', 'documents', text(MOST_DOCUMENTS)} end
+    log.added = log.added + 1
+  end
+  local sum = bytes + log.grown
+  log.grown = log.grown + bytes - before
   if bytes - bytes % WEIGHED <= before then return nil end
-  local sum, entries = bytes, redis_call('SMEMBERS', log.keys[4])
+  local entries = redis_call('SMEMBERS', log.keys[4])
   for i = 1, #entries do
     local header = entries[i] ~= entry and redis_call('HGET', log.keys[1], entries[i])
     if header then sum = sum + tonumber(match(header, '^%d+ %x+ (%d+)')) end

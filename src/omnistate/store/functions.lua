@@ -79,6 +79,7 @@ local function open(keys, args, merged_too, field)
   if reply then return nil, reply end
   local state = meta[1]
   log.keys, log.args, log.count, log.at, log.now = keys, args, count, count + 3, milliseconds()
+  log.added, log.grown = 0, 0
   log.turn, log.header, log.expire, log.falls_due, log.fields, log.outlive = meta[3], meta[4], false, false, false, 0
   if state then
     local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
