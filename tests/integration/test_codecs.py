@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -208,6 +209,29 @@ async def test_what_is_encrypted_is_nowhere_in_clear(omni: Client, raw: Redis, t
         assert SECRET not in said
         assert base64.b64encode(SECRET.encode()).decode() not in said
     assert "Ana B" in str(document(raw, tenant)[1])
+
+
+async def test_watchers_follow_through_a_deployment_that_begins_to_encrypt(omni: Client) -> None:
+    class Open(omnistate.State, name="Card"):
+        number: str = ""
+        notes: dict[str, str] = {}
+        holder: Any = ""
+
+    ana = omni.customer("ana")
+    await ana.state(Open).patch(number="0")
+    async with contextlib.aclosing(ana.state(Card).watch()) as new, contextlib.aclosing(ana.state(Open).watch()) as old:
+
+        async def seen() -> list[Any]:
+            return [(await anext(watcher)).value for watcher in (new, old)]
+
+        assert await seen() == [Card(number="0"), Open(number="0")]
+        await ana.state(Open).patch(number="1")
+        assert await seen() == [Card(number="1"), Open(number="1")]
+        await ana.state(Card).put("notes", "a", SECRET)
+        assert await seen() == [Card(number="1", notes={"a": SECRET}), Open(number="1", notes={"a": SECRET})]
+        for lookalike in ({"$sealed": "AAAA"}, {"$sealed": "no base64"}, {"$sealed": 1}):
+            await ana.state(Open).patch(holder=lookalike)
+            assert (await anext(old)).value.holder == lookalike
 
 
 @pytest.mark.parametrize("where", ["customer", "field", "entry"])

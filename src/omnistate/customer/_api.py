@@ -142,7 +142,10 @@ class Customer:
         return found
 
     async def link(self, channel: str, address: str) -> None:
-        """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else."""
+        """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else.
+
+        Four round trips the first time, then two. Raises `CustomerMerged`, `InvalidId`.
+        """
         await run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
 
     async def start_session(self, channel: str, *, idle: timedelta = timedelta(minutes=30)) -> Session:

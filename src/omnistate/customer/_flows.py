@@ -32,7 +32,7 @@ def find_or_create(keyspace: Keyspace, identity: Identity, candidate: str) -> Fl
 
 
 def link(keyspace: Keyspace, identity: Identity, customer: str) -> Flow[None]:
-    """Raises `IdentityTaken`. Three round trips the first time."""
+    """Raises `IdentityTaken`. Four round trips the first time, then two."""
     key, digest = keyspace.identity(identity.channel, identity.address)
     yield from call(open_log(keyspace.customer(customer)))  # not for a customer who was merged away
     owner, confirmed = yield from call(claim(key, customer))

@@ -157,7 +157,11 @@ class Query(Generic[AnyState]):
                 return
 
     async def page(self, *, limit: int = 100, after: str | None = None) -> Page[AnyState]:
-        """Up to `limit` (1,000 at most) documents, after a cursor. Fewer, or none, do not mean that it was the last page."""
+        """Up to `limit` (1,000 at most) documents, after a cursor. Fewer, or none, do not mean that it was the last page.
+
+        A round trip for each 16 partitions that it has to look into (16 where little is found), and one for its documents.
+        Raises `InvalidInput`.
+        """
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise InvalidInput(f"limit must be an int from 1 to {MAX_PAGE:,}")
         place = _Cursor(0) if after is None else _parse(after)

@@ -203,7 +203,8 @@ class StateHandle(Generic[AnyState]):
         """`update` under an operation id of yours: called again with it, nothing happens and `repeated` is true.
 
         An id is remembered for a day (at least two minutes for a customer with over 100,000 writes a day), when the call
-        changed something. Raises `OperationIdReused` when the function or its arguments differ from the first call's.
+        changed something. Raises `OperationIdReused` when the function or its arguments differ from the first call's, and what
+        `update` raises. Round trips as `update`; it does not share a write with others.
         """
         check_operation_id(operation_id)
         said = _json_of((getattr(function, "__qualname__", ""), args, kwargs))
@@ -265,7 +266,12 @@ class StateHandle(Generic[AnyState]):
         return reply is not None
 
     async def patch(self, **fields: Any) -> Position:
-        """Sets these fields and leaves the others, without reading. Never conflicts. One round trip."""
+        """Sets these fields and leaves the others, without reading. Never conflicts. One round trip.
+
+        Two, here and in `put`, `remove`, `expire` and `increment`, where the document has to be read first: for an index that
+        is computed, for a document of another version, and under `writes=`. Raises `InvalidValue`, `ValueTooLarge` (256 KiB),
+        `QuotaExceeded`, `SchemaMismatch`, `CustomerMerged`.
+        """
         flat = self.schema.plain(fields)
         return await self._write(Patch(flat))
 
