@@ -7,7 +7,7 @@ backwards from the present document; nothing has to be kept from its beginning. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -115,8 +115,9 @@ class Past:
     def flat(self) -> Flat:
         return self._target.schema.upgrade(self._held.flat, self._held.class_version)
 
-    def _walk(self) -> Iterator[tuple[_Step, Flat, Flat]]:
-        """Each change, newest first, with the document before and after it as the present class has them.
+    def _walk(self) -> Iterator[tuple[_Step, Flat, Flat, Iterable[bytes]]]:
+        """Each change, newest first, with the document before and after it as the present class has them, and the names of
+        what may differ: a walk through a large document looks at what was changed.
 
         Ends where the chain of versions is broken; whoever wants to go further raises `PositionLost`.
         """
@@ -127,7 +128,11 @@ class Past:
             if not is_next:
                 return
             before, before_class = self._before(step, flat, class_version)
-            yield step, schema.upgrade(before, before_class), schema.upgrade(flat, class_version)
+            if before_class == class_version == schema.version and step.kind == "fields":
+                yield step, before, flat, step.fields
+            else:
+                older, newer = schema.upgrade(before, before_class), schema.upgrade(flat, class_version)
+                yield step, older, newer, older.keys() | newer.keys()
             flat, class_version, version = before, before_class, step.before
 
     def _before(self, step: _Step, after: Flat, class_version: int) -> tuple[Flat, int]:
@@ -138,11 +143,15 @@ class Past:
             raise SchemaMismatch(f"a part of the past of {target.name} cannot be read", fields=damaged)
         if step.kind != "fields":
             return flat, step.class_version or target.schema.version
-        return {name: value for name, value in after.items() if name not in step.fields} | flat, class_version
+        before = dict(after)
+        for name in step.fields:
+            before.pop(name, None)
+        before.update(flat)
+        return before, class_version
 
     def revisions(self) -> Iterator[Revision]:
-        for step, before, after in self._walk():
-            changes = changes_between(self._target.schema, before, after)
+        for step, before, after, names in self._walk():
+            changes = changes_between(self._target.schema, before, after, names)
             time = datetime.fromtimestamp(step.time / 1000, UTC)
             yield Revision(step.version, time, step.who.channel, step.who.actor, changes, step.kind == "deleted")
 
@@ -153,7 +162,7 @@ class Past:
         if not self._steps and version is None:
             return flat, version
         last = None
-        for step, before, _ in self._walk():
+        for step, before, _, _ in self._walk():
             last = step
             if not is_after(step):
                 return flat, version
@@ -194,10 +203,10 @@ class Past:
         restored: dict[bytes, bytes | None] = {}
         settled: set[bytes] = set()  # names whose run of changes by this actor, seen from now, is over
         kept: dict[bytes, tuple[bytes | None, bytes | None]] = {}
-        for step, before, after in self._walk():
+        for step, before, after, names in self._walk():
             if step.version.offset <= since.offset:
                 break
-            for name in before.keys() | after.keys():
+            for name in names:
                 if before.get(name) == after.get(name):
                     continue
                 if step.who.actor != actor:
@@ -219,10 +228,13 @@ class Past:
         return Patch(sets, [name for name, value in wanted.items() if value is None]), undone
 
 
-def changes_between(schema: Schema[Any], before: Flat, after: Flat) -> list[FieldChange]:
-    """What is different, field by field and entry by entry."""
-    names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    return [_change(schema, name, before.get(name), after.get(name)) for name in sorted(names)]
+def changes_between(
+    schema: Schema[Any], before: Flat, after: Flat, names: Iterable[bytes] | None = None
+) -> list[FieldChange]:
+    """What is different, field by field and entry by entry; `names` of what may be, where they are known."""
+    candidates = before.keys() | after.keys() if names is None else names
+    changed = sorted(name for name in candidates if before.get(name) != after.get(name))
+    return [_change(schema, name, before.get(name), after.get(name)) for name in changed]
 
 
 def _change(schema: Schema[Any], name: bytes, before: bytes | None, after: bytes | None) -> FieldChange:
