@@ -1374,3 +1374,40 @@ async def test_a_merge_into_a_customer_without_collections_takes_them_all(
     assert await ana.collection(visitors).count() == 1
     left = Keyspace(tenant).customer(ben.id).prefix.decode().replace("{", "?").replace("}", "?") + "doc*"
     assert list(raw.scan_iter(left, count=1000)) == []
+
+
+async def test_a_damaged_item_stops_no_worker_and_takes_no_other_with_it(omni: Client, raw: Redis, tenant: str) -> None:
+    jobs = omnistate.WorkQueue(str, name="fragile")
+    queue = omni.customer("ana").collection(jobs)
+    ids = await queue.put("a", "b", "c", "d")
+    key = Keyspace(tenant).customer("ana").key("doc", "fragile")
+    raw.hset(key, str(ids[0]), b"0 7")  # of another type
+    raw.hset(key, str(ids[1]), b"\xff")
+    raw.hdel(key, str(ids[2]))
+    items = await queue.claim_many(10)
+    assert [item.id for item in items] == ids
+    for item in items[:3]:
+        with pytest.raises(omnistate.SchemaMismatch):
+            _ = item.value
+    assert items[3].value == "d"
+    await items[0].release()
+    again = await queue.claim()
+    assert again is not None
+    assert (again.id, again.attempt) == (ids[0], 2)
+    for item in (again, *items[1:]):
+        await item.done()
+    assert await queue.size() == (0, 0)
+
+
+async def test_a_damaged_counter_is_a_mismatch(omni: Client, raw: Redis, tenant: str) -> None:
+    points = omnistate.Counter(name="fragile_points")
+    ben = omni.customer("ben")
+    await ben.collection(points).add(3)
+    raw.set(Keyspace(tenant).customer("ben").key("doc", "fragile_points"), b"three")
+    with pytest.raises(omnistate.SchemaMismatch):
+        await ben.collection(points).get()
+    with pytest.raises(omnistate.InvalidValue):
+        await ben.collection(points).add(1)
+    with pytest.raises(omnistate.SchemaMismatch):
+        await omni.customer("ana").merge(ben)
+    assert raw.get(Keyspace(tenant).customer("ben").key("doc", "fragile_points")) == b"three"

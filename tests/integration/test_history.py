@@ -283,3 +283,24 @@ SERVER = ""
 def server(valkey: Any) -> None:
     global SERVER  # noqa: PLW0603 - hypothesis takes no fixtures of a function
     SERVER = valkey.url
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"1 2 3", b"x" * 100])
+async def test_a_damaged_past_is_a_mismatch_and_the_document_goes_on(
+    omni: Client, raw: Redis, tenant: str, damage: bytes
+) -> None:
+    class Fragile(omnistate.State, history=10):
+        note: str = ""
+
+    ana, log = omni.customer("ana"), Keyspace(tenant).customer("ana")
+    start = await ana.position()
+    await ana.state(Fragile).patch(note="a")
+    raw.lset(log.key("doc", "Fragile", ".history"), 0, damage)
+    raw.lset(log.log, 0, damage)
+    for ask in (ana.state(Fragile).history(), ana.state(Fragile).undo(actor="x", since=start)):
+        with pytest.raises(omnistate.SchemaMismatch):
+            await ask
+    with pytest.raises(omnistate.SchemaMismatch, match="go on after it"):
+        await anext(ana.events(after=start))
+    await ana.state(Fragile).patch(note="b")
+    assert (await ana.state(Fragile).get()).note == "b"

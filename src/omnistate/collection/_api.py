@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from math import isfinite, isnan
 from typing import Any, Generic, TypeVar, cast
@@ -670,10 +671,18 @@ class Item(Generic[T]):
     `attempt` is 1 the first time it is given to anybody. The verbs raise `LeaseLost` when it was given to another worker.
     """
 
-    __slots__ = ("_queue", "attempt", "id", "value")
+    __slots__ = ("_queue", "_read", "attempt", "id")
 
-    def __init__(self, queue: WorkQueueHandle[T], id_: int, attempt: int, value: T) -> None:
-        self._queue, self.id, self.attempt, self.value = queue, id_, attempt, value
+    def __init__(self, queue: WorkQueueHandle[T], id_: int, attempt: int, read: Callable[[], T]) -> None:
+        self._queue, self.id, self.attempt, self._read = queue, id_, attempt, read
+
+    @property
+    def value(self) -> T:
+        """What is to be done. No round trip.
+
+        Raises `SchemaMismatch` when it is damaged or of another type: the item stays yours, to be released or removed.
+        """
+        return self._read()
 
     def done(self) -> Awaitable[None]:
         """Removes it from the queue. One round trip. In a transaction: `tx.collection(jobs).done(item)`."""
@@ -799,7 +808,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
             found = unpack(result)
             decode = self._target.values.decode
             triples = zip(found[::3], found[1::3], found[2::3], strict=True)
-            return [Item(self, int(id_), int(attempt), decode(value)) for id_, attempt, value in triples], None
+            return [Item(self, int(id_), int(attempt), partial(decode, value)) for id_, attempt, value in triples], None
 
         return await self._change("claim", b"", arguments, judge)
 

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from omnistate.errors import SchemaMismatch
+
 
 class CollectionEvent(msgspec.Struct, frozen=True):
     """The members of an event that a reader of collections needs; each kind and operation uses some of them."""
@@ -57,7 +59,15 @@ def initial(kind: str, values: list[Any]) -> Any:
         case "queue":  # how many wait, how many are leased or delayed
             return sum(map(int, values))
         case _:
-            return int(values[0]) if values else 0
+            return integer(values[0]) if values else 0
+
+
+def integer(stored: bytes) -> int:
+    """Raises `SchemaMismatch` for what is none."""
+    try:
+        return int(stored)
+    except ValueError as error:
+        raise SchemaMismatch("what a counter holds is damaged: it is no integer") from error
 
 
 def apply_collection_event(kind: str, held: Any, event: CollectionEvent) -> Any:  # noqa: C901 - one case for each kind

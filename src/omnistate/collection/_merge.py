@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from omnistate.collection._apply import integer
 from omnistate.collection._commands import Place, Target
 from omnistate.collection._model import Collection
 from omnistate.errors import Conflict
@@ -171,7 +172,7 @@ def _calls(kind: str, theirs: list[Any]) -> Iterator[_Call]:  # noqa: C901 - one
         return
     match kind:
         case "counter":
-            yield "add", b"", [theirs[0], "", ""]
+            yield "add", b"", [integer(theirs[0]), "", ""]
         case "unique":
             yield "absorb", b"", [theirs[0]]
         case "set":

@@ -443,7 +443,9 @@ local function queue_claim(log, part, args, at)
   local grown = 0
   for i = 1, #taken, 2 do
     local id = taken[i]
-    local attempts, payload = match(redis_call('HGET', items, id), '^(%d+) (.*)$')
+    local held = redis_call('HGET', items, id) or ''
+    local attempts, payload = match(held, '^(%d+) (.*)$')
+    if not attempts then attempts, payload = '0', held end  -- damaged: its worker is told when it looks at the value
     local before = #attempts
     attempts = text(attempts + 1)
     grown = grown + #attempts - before

@@ -119,7 +119,8 @@ class Customer:
     async def events(self, *, after: Position | None = None) -> AsyncGenerator[Event, None]:
         """Everything that happens to the customer, as long as you iterate: from now on, or after a position.
 
-        Raises `PositionLost` when the log no longer reaches back that far: it never skips.
+        Raises `PositionLost` when the log no longer reaches back that far: it never skips; `SchemaMismatch` for one that is
+        damaged. Two round trips to start, none per event.
         """
         inbox = Inbox()
         leave = await self._services.feed.join(self._log, inbox)
@@ -130,7 +131,10 @@ class Customer:
             while True:
                 for entry in entries:
                     position = Position(position.epoch, entry.offset)
-                    data = msgspec.json.decode(entry.event)
+                    try:
+                        data = msgspec.json.decode(entry.event)
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        raise SchemaMismatch(f"the event at {position} is damaged: go on after it") from error
                     yield Event(position, data["type"], data)
                 entries = await inbox.take(self._services.link, self._log, position)
         finally:

@@ -78,7 +78,11 @@ def read_history(target: Target) -> Command[_Reply]:
         if reply[0] == b"merged":
             raise merged_error(target.log, reply[1])
         position = Position(reply[1].decode(), int(reply[2]))
-        return held_of(target, reply[3], reply[4]), position, int(reply[5]), [_parse(line) for line in reply[6]]
+        try:
+            steps = [_parse(line) for line in reply[6]]
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise SchemaMismatch(f"what {target.name} remembers of its past is damaged") from error
+        return held_of(target, reply[3], reply[4]), position, int(reply[5]), steps
 
     arguments = (target.entry, target.schema.history.changes)
     return Command("state_history", (target.log.meta, *target.own), arguments, parse)
