@@ -379,3 +379,30 @@ async def test_a_merge_that_goes_on_after_an_entry_has_expired_is_finished(
 
 def _die(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["set", "delete", "put"])
+async def test_undo_never_brings_back_an_entry_that_has_expired(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position, how: str
+) -> None:
+    class Past(omnistate.State, history=10):
+        seats: dict[str, int] = {}
+
+    ana = omni.customer("ana").via("desk", actor="agent")
+    past = ana.state(Past)
+    await past.put("seats", "a1", 1, ttl=60 * SECOND)
+    await past.put("seats", "a2", 2)
+    before = await ana.position()
+    if how == "put":
+        await past.put("seats", "a1", 7)
+    shift(raw, tenant, "Past", ms=61_000)
+    if how == "set":
+        await past.set(Past(seats={"b": 3}))
+    elif how == "delete":
+        await past.delete()
+    if how == "put":  # the past ends where the entry did
+        with pytest.raises(omnistate.PositionLost):
+            await past.undo(actor="agent", since=before)
+    else:
+        await past.undo(actor="agent", since=before)
+    assert await past.get() == Past(seats={"a2": 2})

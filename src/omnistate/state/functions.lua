@@ -264,6 +264,7 @@ local function remember(log, part, key, args, at, keep, age, who)
   local document = part.key
   if before and part.begins then
     local held = redis_call('HGETALL', document)
+    if part.more ~= '' then held = unexpired(held, log.now) end  -- what has ended is not to be brought back by `undo`
     for i = 1, #held, 2 do lines[#lines + 1] = format('%d %d ', #held[i], #held[i + 1]) .. held[i] .. held[i + 1] end
   elseif before then
     for i = part.first, part.tail, 2 do names[#names + 1] = args[i] end
