@@ -406,3 +406,31 @@ async def test_undo_never_brings_back_an_entry_that_has_expired(
     else:
         await past.undo(actor="agent", since=before)
     assert await past.get() == Past(seats={"a2": 2})
+
+
+@pytest.mark.parametrize(("how", "is_late"), [("set", False), ("delete", False), ("remove", False), ("set", True)])
+async def test_undo_gives_an_entry_its_deadline_back(
+    omni: Client, raw: Redis, tenant: str, how: str, is_late: bool
+) -> None:
+    class Past(omnistate.State, history=10):
+        seats: dict[str, int] = {}
+
+    ana = omni.customer("ana").via("desk", actor="agent")
+    past = ana.state(Past)
+    await past.put("seats", "a1", 1, ttl=SECOND if is_late else 60 * SECOND)
+    await past.put("seats", "a2", 2)
+    before = await ana.position()
+    await past.put("seats", "a1", 7)
+    await past.remove("seats", "a2")
+    if how == "set":
+        await past.set(Past(seats={"b": 3}))
+    elif how == "delete":
+        await past.delete()
+    else:
+        await past.remove("seats", "a1")
+    if is_late:
+        await asyncio.sleep(1.01)
+    await past.undo(actor="agent", since=before)
+    assert await past.get() == Past(seats={"a2": 2} if is_late else {"a1": 1, "a2": 2})
+    shift(raw, tenant, "Past", ms=61_000)
+    assert await past.get() == Past(seats={"a2": 2})

@@ -207,6 +207,7 @@ class Past:
         restored: dict[bytes, bytes | None] = {}
         settled: set[bytes] = set()  # names whose run of changes by this actor, seen from now, is over
         kept: dict[bytes, tuple[bytes | None, bytes | None]] = {}
+        deadlines: dict[bytes, int] = {}  # of what is restored, in milliseconds since 1970
         for step, before, after, names in self._walk():
             if step.version.offset <= since.offset:
                 break
@@ -217,10 +218,21 @@ class Past:
                     settled.add(name)
                 elif name not in settled:
                     restored[name] = before.get(name)
+                    if step.kind != "fields" or b"!" + name in step.fields:
+                        deadlines[name] = int(step.fields.get(b"!" + name) or 0)
                 elif name not in restored:
                     kept[name] = (before.get(name), after.get(name))
         now, schema = self.flat, self._target.schema
-        wanted = {name: value for name, value in restored.items() if now.get(name) != value}
+        wanted = {
+            name: value
+            for name, value in restored.items()
+            if now.get(name) != value and not 0 < deadlines.get(name, 0) <= self._now
+        }
+        until = [
+            (name, deadlines[name] - self._now)
+            for name, value in wanted.items()
+            if value is not None and name not in now and deadlines.get(name)
+        ]
         sets = {name: value for name, value in wanted.items() if value is not None}
         after = {name: value for name, value in {**now, **wanted}.items() if value is not None}
         undone = Undone(
@@ -229,7 +241,7 @@ class Past:
         )
         if not wanted:
             return None, undone
-        return Patch(sets, [name for name, value in wanted.items() if value is None]), undone
+        return Patch(sets, [name for name, value in wanted.items() if value is None], until=until), undone
 
 
 def changes_between(

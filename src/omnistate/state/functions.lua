@@ -268,7 +268,10 @@ local function remember(log, part, key, args, at, keep, age, who)
     for i = 1, #held, 2 do lines[#lines + 1] = format('%d %d ', #held[i], #held[i + 1]) .. held[i] .. held[i + 1] end
   elseif before then
     for i = part.first, part.tail, 2 do names[#names + 1] = args[i] end
-    for i = part.drop, part.dropped do names[#names + 1] = args[i] end
+    for i = part.drop, part.dropped do
+      names[#names + 1] = args[i]
+      if part.more ~= '' then names[#names + 1] = '!' .. args[i] end  -- its deadline goes with it
+    end
     for i = part.dropped + 1, part.last do
       if args[i] == 'step' then names[#names + 1] = args[i + 1] end
     end
