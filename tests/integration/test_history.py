@@ -304,3 +304,8 @@ async def test_a_damaged_past_is_a_mismatch_and_the_document_goes_on(
         await anext(ana.events(after=start))
     await ana.state(Fragile).patch(note="b")
     assert (await ana.state(Fragile).get()).note == "b"
+    raw.delete(log.key("doc", "Fragile", ".history"))
+    raw.hset(log.key("doc", "Fragile"), "note", b'"cut')
+    await ana.state(Fragile).patch(note="c")
+    with pytest.raises(omnistate.SchemaMismatch, match="note"):
+        await ana.state(Fragile).history()

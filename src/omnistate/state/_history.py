@@ -259,6 +259,9 @@ def _change(schema: Schema[Any], name: bytes, before: bytes | None, after: bytes
     def value(encoded: bytes | None) -> Any:
         if encoded is None:
             return ABSENT
-        return msgspec.json.decode(schema.event_value(name, encoded))
+        try:
+            return msgspec.json.decode(schema.event_value(name, encoded))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SchemaMismatch(f"a value of {schema.name}.{field}, or of its past, is damaged: {error}") from error
 
     return FieldChange(field, key if entry else None, value(before), value(after))
