@@ -204,11 +204,14 @@ local function check_write(log, part, args, at, last, alone)
   for i = first, tail do bytes = bytes + #args[i] end
   -- A sum that cannot be is found when it is written, if that is the first write; otherwise it is looked for here.
   local careful = not alone or not version and header or more and more ~= '' or args[dropped + 5] == 'step'
+  local nearest = careful and more and tonumber(match(more, ' next=(%d+)'))
+  local some_ended = nearest and nearest <= now
   for i = dropped + 1, last, 4 do
     if args[i] ~= 'step' then break end
     bytes = bytes + #args[i + 1] + 17
     if careful then
-      local held = not begins and redis_call('HGET', part.key, args[i + 1]) or '0'
+      local ends = some_ended and tonumber(redis_call('HGET', part.key, '!' .. args[i + 1]) or '')
+      local held = not begins and not (ends and ends <= now) and redis_call('HGET', part.key, args[i + 1]) or '0'
       local sum = match(held, '^%-?%d+$') and tonumber(held) + tonumber(args[i + 2])
       if not sum or sum > LARGEST or sum < -LARGEST then return {'not_integer', args[i + 1]} end
     end
