@@ -48,7 +48,6 @@ def examples(count: int) -> settings:
         stateful_step_count=30,
         deadline=None,
         database=None,
-        print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
 
