@@ -569,4 +569,4 @@ def world(request: pytest.FixtureRequest, tenant: str) -> Iterator[World]:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_operation_does_what_the_model_does(machine: type[Machine], world: World) -> None:
-    run_state_machine_as_test(type(machine.__name__, (machine,), {"world": world}), settings=examples(20))
+    run_state_machine_as_test(type(machine.__name__, (machine,), {"world": world}), settings=examples(16))

@@ -351,4 +351,4 @@ def world(request: pytest.FixtureRequest, tenant: str) -> Iterator[World]:
 @pytest.mark.parametrize("kind", [Exact, Loose])
 def test_every_write_does_what_the_model_does(kind: type[Any], world: World) -> None:
     machine = type(f"{kind.__name__}Machine", (DocumentMachine,), {"world": world, "kind": kind})
-    run_state_machine_as_test(cast("Any", machine), settings=examples(50))
+    run_state_machine_as_test(cast("Any", machine), settings=examples(40))
