@@ -30,6 +30,7 @@ from omnistate.state import (
     Target,
     delete_part,
     expect_part,
+    in_order,
     milliseconds_of,
     parse_change,
     precondition_of,
@@ -124,7 +125,7 @@ class DocumentChanges(Generic[AnyState]):
         """Adds to an integer field, or to an entry of a mapping of integers; the outcome is the sum."""
         name = self._schema.counter(field, key)
         self._schema.check_step(field, by)
-        if name in self._sets or name in self._drops or self._replace:
+        if name in self._sets or name in self._drops or self._replace or self._delete:
             self._set({name: b"%d" % (int(self._sets.get(name, b"0")) + by)})
         else:
             self._steps[name] = self._steps.get(name, 0) + by
@@ -157,7 +158,8 @@ class DocumentChanges(Generic[AnyState]):
         self._drops.update({name: None for name in drops if name not in said})
 
     def _set(self, sets: Flat) -> None:
-        self._delete = False
+        if self._delete:  # what was there does not come back
+            self._delete, self._replace = False, True
         for name, value in sets.items():
             self._drops.pop(name, None)
             self._steps.pop(name, None)
@@ -205,7 +207,8 @@ class DocumentChanges(Generic[AnyState]):
         ]
 
     def _settle(self, result: bytes) -> None:
-        sums = dict(zip(self._steps, sums_of(result), strict=False))
+        names = [name for name, _ in in_order(list(self._steps.items()))]
+        sums = dict(zip(names, sums_of(result), strict=False))
         for name, outcome in self._outcomes:
             outcome._settle(b"%d" % sums[name] if name in sums else self._sets.get(name, b"0"))
 
