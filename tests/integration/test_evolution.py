@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -61,8 +62,8 @@ class CartV3(omnistate.State, name="Basket", version=3):
         return {("remark" if name == "note" else name): value for name, value in fields.items()}
 
 
-def header(raw: Redis, tenant: str) -> list[str]:
-    return raw.hget(Keyspace(tenant).customer("ana").meta, "doc:Basket").decode().split(" ")  # type: ignore[union-attr]
+def header(raw: Redis, tenant: str, name: str = "Basket") -> list[str]:
+    return raw.hget(Keyspace(tenant).customer("ana").meta, f"doc:{name}").decode().split(" ")  # type: ignore[union-attr]
 
 
 @pytest.fixture
@@ -250,3 +251,123 @@ def test_a_migration_names_two_versions() -> None:
     for bad in ((1, 1), (0, 1), ("1", 2)):
         with pytest.raises(omnistate.InvalidDeclaration):
             migrate(*bad)  # type: ignore[arg-type]
+
+
+class TrolleyV1(omnistate.State, name="Trolley"):
+    items: dict[str, int] = {}
+    note: str = ""
+    visits: int = 0
+
+
+class Renamed(omnistate.State, name="Trolley", version=2, indexes={"visits"}):
+    items: dict[str, int] = {}
+    remark: str = ""
+    visits: int = 0
+
+    @migrate(1, 2)
+    def up(fields: dict[str, Any]) -> None:  # noqa: N805
+        fields["remark"] = fields.pop("note", "")
+
+    @migrate(2, 1)
+    def down(fields: dict[str, Any]) -> None:  # noqa: N805
+        fields["note"] = fields.pop("remark", "")
+
+
+class RenamedWritesV1(Renamed, name="Trolley", version=2, writes=1, indexes={"visits"}):
+    pass
+
+
+@pytest.fixture
+async def trolley(omni: Client) -> omnistate.StateHandle[TrolleyV1]:
+    handle = omni.customer("ana").state(TrolleyV1)
+    await handle.set(TrolleyV1(items={"cup": 2}, note="gift", visits=7))
+    return handle
+
+
+@pytest.mark.parametrize("kind", [Renamed, RenamedWritesV1])
+@pytest.mark.parametrize("verb", ["patch", "put", "remove", "increment", "expire", "set", "delete", "anew", "get"])
+async def test_a_transaction_brings_an_old_document_over(
+    omni: Client, raw: Redis, tenant: str, trolley: Any, verb: str, kind: type[Renamed]
+) -> None:
+    ana = omni.customer("ana")
+    expected = kind(items={"cup": 2}, remark="gift", visits=7)
+    async with ana.transaction(operation_id="once") as tx:
+        cart = tx.state(kind)
+        if verb == "patch":
+            cart.patch(remark="new")
+            expected.remark = "new"
+        elif verb == "put":
+            cart.put("items", "pot", 1)
+            expected.items["pot"] = 1
+        elif verb == "remove":
+            cart.remove("items", "cup")
+            expected.items = {}
+        elif verb == "increment":
+            total = cart.increment("visits", by=2)
+            expected.visits = 9
+        elif verb == "expire":
+            cart.expire("items", "cup", after=timedelta(hours=1))
+        elif verb == "set":
+            cart.set(kind(remark="all new"))
+            expected = kind(remark="all new")
+        elif verb == "delete":
+            cart.delete()
+            expected = kind()
+        elif verb == "anew":
+            cart.delete()
+            cart.increment("visits", by=3)
+            cart.patch(remark="anew")
+            expected = kind(visits=3, remark="anew")
+        else:
+            value = await tx.get(kind)
+            value.remark, value.items["pot"] = "read", 4
+            expected.remark, expected.items["pot"] = "read", 4
+    assert await ana.state(kind).get() == expected
+    if verb == "increment":
+        assert total.value == 9
+        async with ana.transaction(operation_id="once") as tx:
+            total = tx.state(kind).increment("visits", by=2)
+        assert (total.value, tx.repeated, (await ana.state(kind).get()).visits) == (9, True, 9)
+    if verb != "delete":
+        assert header(raw, tenant, "Trolley")[6] == str(kind.__omnistate__.options.writes)
+        assert [one.value async for one in omni.query(kind).where("visits", equals=expected.visits)] == [expected]
+    if kind is RenamedWritesV1:
+        assert (await trolley.get()).note == expected.remark
+
+
+async def test_a_transaction_reads_again_when_another_writer_was_first(connect: Any, trolley: Any) -> None:
+    async with connect() as one, connect() as other:
+
+        async def write(client: Client, sku: str, times: int) -> None:
+            for _ in range(times):
+                async with client.customer("ana").transaction() as tx:
+                    tx.state(RenamedWritesV1).increment("items", sku)
+                    tx.state(RenamedWritesV1).increment("visits")
+
+        await asyncio.gather(write(one, "a", 30), write(other, "b", 30), write(other, "c", 30))
+        found = await one.customer("ana").state(RenamedWritesV1).get()
+        assert found == RenamedWritesV1(items={"cup": 2, "a": 30, "b": 30, "c": 30}, remark="gift", visits=97)
+
+
+async def test_update_of_several_documents_brings_them_over(omni: Client, trolley: Any) -> None:
+    done = await omni.customer("ana").update(lambda cart: setattr(cart, "remark", "new"), Renamed)
+    assert done.position is not None
+    assert (await omni.customer("ana").state(Renamed).get()).remark == "new"
+
+
+async def test_what_a_class_does_not_know_stays_through_many_updates_that_write_an_older_version(omni: Client) -> None:
+    class Other(omnistate.State, name="Trolley"):
+        note: str = ""
+        colour: str = ""
+
+    await omni.customer("ana").state(Other).patch(note="gift", colour="red")
+    cart = omni.customer("ana").state(RenamedWritesV1)
+    for visits in (1, 2, 3):
+        await cart.update(lambda value, visits=visits: setattr(value, "visits", visits))
+    assert (await omni.customer("ana").state(Other).get()).colour == "red"
+
+
+async def test_a_sum_in_an_older_version_is_remembered_under_its_operation_id(omni: Client, trolley: Any) -> None:
+    cart = omni.customer("ana").state(RenamedWritesV1)
+    assert [await cart.increment("visits", by=2, operation_id="once") for _ in range(2)] == [9, 9]
+    assert (await cart.get()).visits == 9

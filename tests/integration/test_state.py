@@ -226,6 +226,19 @@ async def test_an_operation_id_is_good_for_one_call_only(omni: Client) -> None:
         await omni.customer("ana").state(Profile).set(Profile(), operation_id="order-17")
 
 
+async def test_equal_arguments_are_the_same_call_whatever_their_order(omni: Client) -> None:
+    def note(cart: Cart, tags: object, **_: int) -> None:
+        cart.note += str(tags)[:1]
+
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)  # as in another process
+    cart = omni.customer("ana").state(Cart)
+    assert not (await cart.update_once("id", note, {"x": 1, "y": 2}, a=1, b=2)).repeated
+    assert (await cart.update_once("id", note, {"y": 2, "x": 1}, b=2, a=1)).repeated
+    assert not (await cart.update_once("id-2", note, {"x": one, 1: 2})).repeated
+    assert (await cart.update_once("id-2", note, {"x": other, 1: 2})).repeated
+
+
 async def test_two_states_of_a_customer_share_one_log(omni: Client) -> None:
     ana = omni.customer("ana")
     await ana.state(Cart).update(Cart.add, "cup")

@@ -236,6 +236,48 @@ async def test_an_update_never_starts_from_an_entry_that_has_expired(omni: Clien
     assert seen == {"b": 1}
 
 
+async def test_a_refused_update_never_goes_on_with_an_entry_that_has_expired(
+    omni: Client, connect: Any, raw: Redis, tenant: str
+) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.update(lambda value: value.seats.update(b=1))  # this process knows the document
+    async with connect() as other:
+        await other.customer("ana").state(Hold).put("seats", "a1", 1, ttl=60 * SECOND)
+    shift(raw, tenant, "Hold", ms=61_000)
+    seen = []
+    written = await hold.update(lambda value: (seen.append(dict(value.seats)), setattr(value, "note", "new")))
+    assert seen[-1] == {"b": 1}
+    assert written.value == await hold.get() == Hold(seats={"b": 1}, note="new")
+
+
+@pytest.mark.parametrize("how", ["set", "transaction"])
+async def test_what_was_read_before_an_entry_expired_is_not_brought_back(
+    omni: Client, raw: Redis, tenant: str, start: omnistate.Position, how: str
+) -> None:
+    ana = omni.customer("ana")
+    hold = ana.state(Hold)
+    await hold.put("seats", "a1", 1, ttl=60 * SECOND)
+    await hold.put("seats", "a2", 2)
+    before, seen = await ana.position(), await hold.read()
+    shift(raw, tenant, "Hold", ms=61_000)
+
+    async def write() -> None:
+        if how == "set":
+            await hold.set(seen.value, expect=seen)
+        else:
+            async with ana.transaction() as tx:
+                tx.state(Hold).expect(seen)
+                tx.state(Hold).set(seen.value)
+
+    with pytest.raises(omnistate.Conflict):
+        await write()
+    assert await types(ana, before) == ["state.entries_expired"]  # noted at once
+    assert await omni.sweep() == 0
+    seen = await hold.read()
+    await write()
+    assert await hold.get() == Hold(seats={"a2": 2})
+
+
 async def test_a_deadline_goes_with_its_entry_and_can_be_taken_away(omni: Client, raw: Redis, tenant: str) -> None:
     hold = omni.customer("ana").state(Hold)
     await hold.put("seats", "a1", 1, ttl=60 * SECOND)
@@ -304,7 +346,45 @@ async def test_what_belongs_to_a_session_or_a_conversation_or_the_tenant_has_a_p
 async def test_the_agenda_forgets_a_customer_of_whom_nothing_is_left(omni: Client, raw: Redis, tenant: str) -> None:
     await omni.customer("ana").state(Hold).patch(note="x")
     log = keys(tenant)
-    raw.delete(*log.written[:4], log.key("doc", "Hold"))
+    raw.delete(*log.written[:3], log.key("doc", "Hold"))
     raw.zadd(log.written[4], {log.name: 0})
     assert await omni.sweep() == 0
+    assert not raw.exists(log.written[3])
     assert raw.zscore(log.written[4], log.name) is None
+
+
+class Kept(omnistate.State):
+    seats: dict[str, int] = {}
+
+
+class Summed(Kept):
+    total: int = 0
+
+    def merge(self, other: Summed) -> None:
+        self.total += other.total
+        self.seats.update(other.seats)
+
+
+@pytest.mark.parametrize("kind", [Kept, Summed])
+async def test_a_merge_that_goes_on_after_an_entry_has_expired_is_finished(
+    omni: Client, raw: Redis, tenant: str, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana, ben = omni.customer("ben"), omni.customer("ana")
+    await ben.state(kind).put("seats", "a1", 1, ttl=60 * SECOND)
+    await ben.state(kind).put("seats", "a2", 2)
+    if kind is Summed:
+        await ben.state(kind).patch(total=5)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("omnistate.customer._api.finish_merge", _die)
+        await ana.merge(ben)
+    shift(raw, tenant, kind.__name__, ms=61_000)
+    await ana.merge(ben)
+    found = await ana.state(kind).get()
+    assert found.seats == {"a1": 1, "a2": 2}  # as it was when they were merged
+    assert getattr(found, "total", 5) == 5
+    with pytest.raises(omnistate.CustomerMerged):
+        await ben.state(kind).get()
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -257,12 +257,35 @@ async def test_sums_of_several_fields_are_seen_by_watchers_where_they_belong(omn
     await changes.aclose()
 
 
-async def test_what_is_written_after_a_delete_in_a_block_begins_anew(omni: Client) -> None:
+async def test_what_follows_a_delete_begins_a_new_document(omni: Client) -> None:
     ana = omni.customer("ana")
-    await ana.state(Cart).set(Cart(items={"cup": 1}, note="old", visits=3))
+    await ana.state(Wallet).set(Wallet(balance=10, spent={"cups": 4}))
     async with ana.transaction() as tx:
-        tx.state(Cart).delete()
-        tx.state(Cart).put("items", "pot", 1)
-        visits = tx.state(Cart).increment("visits")
-    assert visits.value == 1
-    assert await ana.state(Cart).get() == Cart(items={"pot": 1}, visits=1)
+        wallet = tx.state(Wallet)
+        wallet.delete()
+        balance = wallet.increment("balance", by=3)
+    assert (balance.value, await ana.state(Wallet).get()) == (3, Wallet(balance=3))
+    async with ana.transaction() as tx:
+        tx.state(Wallet).delete()
+        tx.state(Wallet).put("spent", "pots", 1)
+    assert await ana.state(Wallet).get() == Wallet(spent={"pots": 1})
+
+
+async def test_a_session_ends_once_in_a_block(omni: Client) -> None:
+    ana = omni.customer("ana")
+    session = await ana.start_session("web")
+    before = await ana.position()
+    for verb in ("touch", "end", "require"):
+        with pytest.raises(omnistate.InvalidInput, match="ended earlier"):
+            async with ana.transaction() as tx:
+                tx.end(session)
+                getattr(tx, verb)(session)
+    assert await ana.position() == before
+
+
+async def test_of_a_queue_nothing_is_read_in_a_block(omni: Client) -> None:
+    jobs = omnistate.WorkQueue(str, name="jobs")
+    await omni.customer("ana").collection(jobs).put("a")
+    with pytest.raises(omnistate.InvalidInput, match="WorkQueue"):
+        async with omni.customer("ana").transaction() as tx:
+            await tx.get_all(jobs)

@@ -26,7 +26,7 @@ from omnistate import (
 )
 
 
-class Basket(omnistate.State):
+class Trolley(omnistate.State):
     items: dict[str, int] = {}
     note: str = ""
 
@@ -71,7 +71,7 @@ class Held:
     """What the customer has; None for a document that is not there."""
 
     def __init__(self) -> None:
-        self.basket: Basket | None = None
+        self.basket: Trolley | None = None
         self.purse: Purse | None = None
         self.points = 0
         self.tags: dict[str, int] = {}
@@ -91,7 +91,7 @@ def change_basket(held: Held, changes: list[Any]) -> None:
             held.basket, is_deleted = None, True
         if name == "delete" or (name == "remove" and is_deleted and held.basket is None):
             continue
-        basket = held.basket = held.basket or Basket()
+        basket = held.basket = held.basket or Trolley()
         match name:
             case "put":
                 basket.items[arguments[0]] = arguments[1]
@@ -102,7 +102,7 @@ def change_basket(held: Held, changes: list[Any]) -> None:
             case "note":
                 basket.note = arguments[0]
             case "set":
-                held.basket = Basket(items={"cup": arguments[0]})
+                held.basket = Trolley(items={"cup": arguments[0]})
 
 
 def change_purse(held: Held, changes: list[Any]) -> None:
@@ -127,7 +127,7 @@ class TransactionMachine(Machine):
         self.snapshots: list[Snapshot[Any]] = []
         self.other = self.world.other.customer(self.name)
         reader = self.reader
-        self.readings = [reader.state(Basket), reader.state(Purse), reader.collection(POINTS), reader.collection(TAGS)]
+        self.readings = [reader.state(Trolley), reader.state(Purse), reader.collection(POINTS), reader.collection(TAGS)]
         self.followed = [self.follow(one.watch()) for one in self.readings]
 
     def on_time(self) -> None:
@@ -153,7 +153,7 @@ class TransactionMachine(Machine):
     def finish(self) -> None:
         self.transact({"basket": [], "purse": [("pay", 1)]}, "plain", reads=False, fails=False)
         self.agree()
-        values = [self.held.basket or Basket(), self.held.purse, self.held.points, self.held.tags]
+        values = [self.held.basket or Trolley(), self.held.purse, self.held.points, self.held.tags]
         for follower, handle, value in zip(self.followed, self.readings, values, strict=True):
             version = self.world.run(cast("Any", handle).version()) if handle in self.readings[2:] else None
             if version is None:
@@ -205,7 +205,7 @@ class TransactionMachine(Machine):
         async with self.customer.transaction(operation_id=operation_id) as tx:
             await self.note_expectations(tx, **more)
             for name, *arguments in plan["basket"]:
-                note_basket(tx.state(Basket), name, arguments)
+                note_basket(tx.state(Trolley), name, arguments)
             for name, *arguments in plan["purse"]:
                 purse = tx.state(Purse)
                 match name:
@@ -233,14 +233,14 @@ class TransactionMachine(Machine):
         self, tx: Any, reads: bool = False, mutates: str = "", interferes: bool = False, expects: Any = None
     ) -> None:
         if reads:
-            basket = await tx.get(Basket)
+            basket = await tx.get(Trolley)
             if mutates:
                 basket.items[mutates] = basket.items.get(mutates, 0) + 1
             await tx.get(Purse)
         if expects is not None:
-            tx.state(Basket).expect(expects)
+            tx.state(Trolley).expect(expects)
         if interferes:
-            await self.other.state(Basket).increment("items", "cup")
+            await self.other.state(Trolley).increment("items", "cup")
 
     def transact(self, plan: Plan, how: str, *, fails: bool, reads: bool, mutates: str = "", **more: Any) -> None:
         """A transaction of which nothing that it rests on is changed."""
@@ -306,7 +306,7 @@ class TransactionMachine(Machine):
 
     @rule()
     def look(self) -> None:
-        self.snapshots.append(self.world.run(self.other.state(Basket).read()))
+        self.snapshots.append(self.world.run(self.other.state(Trolley).read()))
 
     @rule(data=st.data(), plan=PLANS, absent=st.booleans(), how=HOW)
     @precondition(lambda self: self.snapshots)
@@ -323,12 +323,12 @@ class TransactionMachine(Machine):
 
     @rule(key=KEYS, by=SMALL, how=st.sampled_from(["plain", "lost", "killed"]))
     def update_of_both(self, key: str, by: int, how: str) -> None:
-        def move(basket: Basket, purse: Purse) -> None:
+        def move(basket: Trolley, purse: Purse) -> None:
             basket.items[key] = basket.items.get(key, 0) + 1
             purse.balance -= by
 
         before, hidden = self.offset(), self.hidden is not None
-        self.call(how, self.customer.update, move, Basket, Purse)
+        self.call(how, self.customer.update, move, Trolley, Purse)
         change_basket(self.held, [("increment", key, 1)])
         if by:
             change_purse(self.held, [("pay", by)])
@@ -350,7 +350,7 @@ class TransactionMachine(Machine):
 def note_basket(basket: Any, name: str, arguments: list[Any]) -> None:
     match name:
         case "set":
-            basket.set(Basket(items={"cup": arguments[0]}))
+            basket.set(Trolley(items={"cup": arguments[0]}))
         case "note":
             basket.patch(note=arguments[0])
         case "delete":

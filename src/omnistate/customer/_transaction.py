@@ -20,6 +20,7 @@ from omnistate.state import (
     AnyState,
     Changed,
     Flat,
+    Known,
     Part,
     Patch,
     Precondition,
@@ -57,6 +58,14 @@ class _OthersTurn(Conflict):
     """A writer that has waited long is let through first: a matter of milliseconds."""
 
 
+class _ReadAgain(Conflict):
+    """A document has to be written as a whole, for which it must have been read as it is now."""
+
+    def __init__(self, message: str, changes: DocumentChanges[Any]) -> None:
+        super().__init__(message)
+        self.changes = changes
+
+
 class Outcome(Generic[T]):
     """What a change inside a transaction gives: await it, or ask for its `value`, once the transaction is over."""
 
@@ -83,8 +92,10 @@ class Outcome(Generic[T]):
 class DocumentChanges(Generic[AnyState]):
     """What a transaction does to one document. The verbs only note it: nothing is sent before the block ends."""
 
-    def __init__(self, schema: Schema[AnyState], target: Target) -> None:
-        self._schema, self._target = schema, target
+    def __init__(self, handle: StateHandle[AnyState]) -> None:
+        self._handle = handle
+        self._schema: Schema[AnyState] = handle.schema
+        self._target: Target = handle.target
         self._expect: Precondition = ANY
         self._sets: Flat = {}
         self._drops: dict[bytes, None] = {}
@@ -93,6 +104,8 @@ class DocumentChanges(Generic[AnyState]):
         self._until: dict[bytes, int] = {}
         self._replace = self._delete = False
         self._read: Snapshot[AnyState] | None = None
+        self._known: Known | None = None  # where another version of the class wrote it, or is to read it
+        self._sums: dict[bytes, int] = {}  # of steps that the server is not asked to do
 
     def expect(self, expect: Precondition | Snapshot[Any]) -> None:
         """The transaction is refused with `Conflict` unless the document is absent (`ABSENT`), or still at this version."""
@@ -158,7 +171,7 @@ class DocumentChanges(Generic[AnyState]):
         self._drops.update({name: None for name in drops if name not in said})
 
     def _set(self, sets: Flat) -> None:
-        if self._delete:  # what was there does not come back
+        if self._delete:  # it is gone first, and begins anew
             self._delete, self._replace = False, True
         for name, value in sets.items():
             self._drops.pop(name, None)
@@ -169,6 +182,14 @@ class DocumentChanges(Generic[AnyState]):
         self._replace = self._delete = False
         self._sets, self._drops, self._steps, self._until = {}, {}, {}, {}
 
+    async def _load(self) -> None:
+        """Reads the document, where it must be known for what is to be done to it. One round trip or none."""
+        if self._schema.rewrites and self._known is None and self._read is None and not self._delete:
+            await self._load_again()
+
+    async def _load_again(self) -> None:
+        _, self._known = await self._handle.known()
+
     def _part(self) -> Part | None:
         self._save()
         if self._delete:
@@ -176,8 +197,17 @@ class DocumentChanges(Generic[AnyState]):
         if self._sets or self._drops or self._steps or self._until or self._replace:
             drops, steps, until = list(self._drops), list(self._steps.items()), list(self._until.items())
             patch = Patch(self._sets, drops, steps, self._replace, until=until)
-            return write_part(self._target, self._indexed(patch), self._expect)
+            if self._known is None:
+                return write_part(self._target, self._indexed(patch), self._expect)
+            whole, sums = self._known.whole(patch)
+            self._sums = {} if whole.steps else dict(zip(self._steps, sums, strict=True))
+            return write_part(self._target, whole, (self._known.version or ABSENT) if self._is_blind else self._expect)
         return expect_part(self._target, self._expect) if self._expect is not ANY else None
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether the caller does not care which version is changed."""
+        return self._expect is ANY
 
     def _indexed(self, patch: Patch) -> Patch:
         schema = self._schema
@@ -208,15 +238,15 @@ class DocumentChanges(Generic[AnyState]):
 
     def _settle(self, result: bytes) -> None:
         names = [name for name, _ in in_order(list(self._steps.items()))]
-        sums = dict(zip(names, sums_of(result), strict=False))
+        sums = self._sums or dict(zip(names, sums_of(result), strict=False))
         for name, outcome in self._outcomes:
             outcome._settle(b"%d" % sums[name] if name in sums else self._sets.get(name, b"0"))
 
     def _refusal(self, reply: list[Any]) -> Exception:
         if reply[0] == b"conflict":
-            return Conflict(
-                f"{self._target.name} was changed by another writer: nothing of the transaction was applied"
-            )
+            said = f"{self._target.name} was changed by another writer: nothing of the transaction was applied"
+            is_ours = reply[3] == b"class" or (self._known is not None and self._is_blind)
+            return _ReadAgain(said, self) if is_ours else Conflict(said)
         if reply[0] == b"wait":
             return _OthersTurn(
                 f"{self._target.name} is written by too many others: call again, or write to it less often"
@@ -265,13 +295,15 @@ class Transaction:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
         changes, handle = self._of(kind)
         if changes._read is None:
-            changes._read = await handle.read()
+            changes._read, changes._known = await handle.known()
             changes.expect(changes._read)
         return changes._read
 
     async def get_all(self, declaration: Collection[Any]) -> Any:
         """All that is in a collection, which must still be so when the transaction is applied. A round trip of its size."""
         handle: CollectionHandle[Any, Any] = open_collection(declaration, self._place)
+        if declaration.kind == "queue":
+            raise InvalidInput(f"{declaration.name} is a WorkQueue, of which nothing can be read: claim its items")
         value, version = await handle.snapshot()
         self._expected[handle.entry] = (version or ABSENT, handle.expect_part(version or ABSENT), declaration.name)
         return value
@@ -303,6 +335,8 @@ class Transaction:
         if session.customer_id != self._customer_id:
             raise InvalidInput(_ELSEWHERE)
         part = session_part(name, self._place.log, session.id, reason)
+        if any(other.name == "session_end" and other.keys == part.keys for other, _, _ in self._others):
+            raise InvalidInput("this session is ended earlier in the same transaction")
         self._add(part, Outcome(bytes), lambda _: SessionExpired("the session ended or its idle deadline passed"))
 
     @property
@@ -322,7 +356,7 @@ class Transaction:
             raise InvalidInput(_ELSEWHERE)
         changes = self._documents.get(handle.target.document)
         if changes is None:
-            changes = self._documents[handle.target.document] = DocumentChanges(handle.schema, handle.target)
+            changes = self._documents[handle.target.document] = DocumentChanges(handle)
         return changes, handle
 
     def _record(self, target: Any, part: Part, judge: Callable[[bytes], T]) -> Outcome[T]:
@@ -349,14 +383,29 @@ class Transaction:
             (part, changes._settle, changes._refusal) for part, changes in documents if part is not None
         ]
         for part, outcome, refusal in self._others:
-            expected_now = self._expected.pop(str(part.arguments[0]), None)
+            expected_now = self._expected.get(str(part.arguments[0]))
             found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome._settle, refusal))
-        for _, part, name in self._expected.values():
+        changed = {str(part.arguments[0]) for part, _, _ in self._others}
+        for entry, (_, part, name) in self._expected.items():
+            if entry in changed:
+                continue
             found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
         return found
 
     async def _commit(self) -> None:
         has_read = bool(self._expected) or any(changes._read is not None for changes in self._documents.values())
+        for changes in self._documents.values():
+            await changes._load()
+        for _ in range(MAX_RACES):
+            try:
+                return await self._send(has_read)
+            except _ReadAgain as refused:
+                conflict = Conflict(str(refused))
+                await asyncio.sleep(random.random() * 0.002)  # it may be another writer's turn
+                await refused.changes._load_again()
+        raise conflict
+
+    async def _send(self, has_read: bool) -> None:
         settles = self._parts()
         if not settles:
             return

@@ -46,7 +46,7 @@ local function check_session(log, part)
 end
 
 parts.session_expect = {check = check_session, apply = function() return '' end}
-parts.session_touch = {check = check_session, apply = function(_, part) return session_touch(part.keys)[2] end}
+parts.session_touch = {check = check_session, apply = function(_, part) return session_touch(part.keys)[2] or '' end}
 parts.session_end = {
   check = check_session,
   apply = function(log, part, args, at)

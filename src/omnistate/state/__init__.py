@@ -44,6 +44,7 @@ from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
 from omnistate.state._stored import NO_KEYS
+from omnistate.state._update import Known
 
 __all__ = [
     "ABSENT",
@@ -61,6 +62,7 @@ __all__ = [
     "History",
     "KeyEncryptionKey",
     "Keyring",
+    "Known",
     "Options",
     "Origin",
     "Part",

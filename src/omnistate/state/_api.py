@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
@@ -41,6 +40,7 @@ from omnistate.store import (
     Inbox,
     Link,
     LogKeys,
+    OwnOperationId,
     Page,
     Position,
     check_duration,
@@ -154,6 +154,13 @@ class StateHandle(Generic[AnyState]):
         found.unreadable = {**held.damaged, **unreadable}
         return found
 
+    async def known(self) -> tuple[Snapshot[AnyState], Known | None]:
+        """For the slices on top: what `read` gives, and the document to write as a whole, where it has to be."""
+        held, position = await self._read()
+        snapshot = Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, position)
+        is_other = self.schema.rewrites or (held.version is not None and held.class_version != self.schema.writes)
+        return snapshot, Known.read(self.schema, held) if is_other else None
+
     def value_of(self, header: bytes, fields: list[bytes]) -> AnyState:
         """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
         return self.schema.decode(Followed(self.target, held_of(self.target, header, fields)).encoded())
@@ -192,8 +199,8 @@ class StateHandle(Generic[AnyState]):
         changed something. Raises `OperationIdReused` when the function or its arguments differ from the first call's.
         """
         check_operation_id(operation_id)
-        said = (self.target.document, getattr(function, "__qualname__", ""), args, kwargs)
-        digest = hashlib.blake2b(_json_of(said), digest_size=8).hexdigest()
+        said = _json_of((getattr(function, "__qualname__", ""), args, kwargs))
+        digest = _digest(operation_id, b"update", self.target.document, said)
         call = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
         return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, call))
 
@@ -462,16 +469,7 @@ class StateHandle(Generic[AnyState]):
         for _ in range(MAX_RACES):
             found: Read = await self._services.link.execute(read(self.target))
             known = Known.read(self.schema, found.held)
-            assert known.stored is not None
-            flat, sums = patch.applied(known.stored)
-            whole = Patch(
-                self.schema.downgrade(flat),
-                replace=patch.replace,
-                rewrite=not patch.replace,
-                until=patch.until,
-                indexes=self.schema.indexes_of(flat),
-                ttl_ms=patch.ttl_ms,
-            )
+            whole, sums = known.whole(patch)
             wanted = known.version or ABSENT if expect in (ANY, Expect.PRESENT) else expect
             if expect is Expect.PRESENT and known.version is None:
                 raise Conflict(f"{self.target.name} does not exist")
@@ -479,7 +477,7 @@ class StateHandle(Generic[AnyState]):
             if isinstance(reply, Refused) and expect in (ANY, Expect.PRESENT):
                 continue
             stored = self._written(reply)
-            return Stored(stored.version, sums[0] if sums else 0)
+            return stored if whole.steps or not sums else Stored(stored.version, sums[0])
         raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
     async def _execute(self, command: Command[Reply]) -> Reply:
@@ -524,15 +522,19 @@ def precondition_of(expect: Precondition | Snapshot[Any]) -> Precondition:
 
 
 def _digest(operation_id: str | None, *said: bytes) -> str:
-    """Tells calls under one operation id apart; empty for ids that omnistate makes, which are never used twice."""
+    """Tells calls under one operation id apart: the verb, the document, and what is written. Empty where no id is given."""
     if operation_id is None:
         return ""
     check_operation_id(operation_id)
+    if isinstance(operation_id, OwnOperationId):
+        said = said[1:2]  # a merge that goes on later may find other values, as entries expire, and a newer class
     return digest_of(said)
 
 
 def _json_of(said: object) -> bytes:
-    return msgspec.json.encode(said, enc_hook=lambda other: type(other).__qualname__)
+    """Equal arguments have equal JSON: sets are in another order in each process, and dicts may be."""
+    plain = msgspec.to_builtins(said, str_keys=True, order="sorted", enc_hook=lambda other: type(other).__qualname__)
+    return msgspec.json.encode(plain)
 
 
 __all__ = ["Origin", "Services", "StateHandle", "target_of"]

@@ -107,9 +107,32 @@ class Known:
         indexes = self.schema.indexes.of(value) if self.schema.indexes.names else ()
         if not self.is_of_other_shape and not self.schema.rewrites:
             return Patch(sets, drops, indexes=indexes)
-        flat = self.stored if self.stored is not None else self.schema.split(self.encoded)
-        whole = {name: one for name, one in flat.items() if name not in drops} | sets
+        assert self.stored is not None  # what is of another shape was read for this very change
+        whole = {name: one for name, one in self.stored.items() if name not in drops} | sets
         return Patch(self.schema.downgrade(whole), rewrite=True, indexes=indexes)
+
+    def whole(self, patch: Patch) -> tuple[Patch, list[int]]:
+        """A patch applied here, where the document has to be brought into another shape as a whole; the sums of its steps.
+
+        Sums that the other shape has too stay steps, so that the server remembers them under the operation id.
+        """
+        assert self.stored is not None
+        flat, sums = patch.applied(self.stored)
+        sets = self.schema.downgrade(flat)
+        steps = [(name, total) for (name, _), total in zip(patch.steps, sums, strict=True)]
+        if not all(sets.get(name) == b"%d" % total for name, total in steps):
+            steps = []
+        counted = dict(steps)
+        whole = Patch(
+            {name: value for name, value in sets.items() if name not in counted},
+            steps=steps,
+            replace=patch.replace,
+            rewrite=not patch.replace,
+            until=patch.until,
+            indexes=self.schema.indexes_of(flat),
+            ttl_ms=patch.ttl_ms,
+        )
+        return whole, sums
 
     def diff(self, encoded: bytes, value: Any) -> tuple[Flat, Sequence[bytes]]:
         """What makes the other document, given as JSON and as a value, of this one."""
@@ -189,7 +212,7 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
             )
         )
         if isinstance(reply, Stored):
-            if not known.is_volatile:
+            if not known.is_volatile and not schema.rewrites:
                 seen.put(target.document, known.successor(reply.version, after, value))
             return _settle(waiting, reply.version)
         if isinstance(reply, Refused):

@@ -27,12 +27,6 @@ local function look(header, now)
   return version, tonumber(bytes), tonumber(collected), class, more
 end
 
-local function refused(document, header, version, reason)
-  local class = version and match(header, '^%d+ %x+ %d+ %d+ %d+ %S+ (%d+)')
-  if class == '0' then return {'kind', match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')} end
-  return {'conflict', version and header or '', version and redis_call('HGETALL', document) or {}, reason}
-end
-
 -- expected: '*' any, '-' absent, '+' present, or "<offset> <epoch>", the version that the document must have.
 local function meets(version, expected)
   if expected == '*' then return true end
@@ -96,6 +90,14 @@ local function purge(log, document, entry, header)
   return nearest
 end
 
+-- The header of a document or collection of which entries have ended, with an event at the log's position.
+local function after_purge(log, key, header, nearest)
+  header = gsub(gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or ''), '^%d+ %x+', log.position)
+  -- Its time-out went with the last entry: the next write gives it another.
+  if redis_call('EXISTS', key) == 0 then header = gsub(header, '^(%d+ %x+ %d+ %d+) %d+', '%1 0') end
+  return header
+end
+
 -- A hash as its fields and values, without the fields whose deadlines have passed.
 local function unexpired(held, now)
   local gone, rest = {}, {}
@@ -106,6 +108,26 @@ local function unexpired(held, now)
     if not gone[held[i]] then rest[#rest + 1], rest[#rest + 2] = held[i], held[i + 1] end
   end
   return rest
+end
+
+local function refused(log, document, header, version, reason)
+  local class = version and match(header, '^%d+ %x+ %d+ %d+ %d+ %S+ (%d+)')
+  if class == '0' then return {'kind', match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')} end
+  return {'conflict', version and header or '', version and unexpired(redis_call('HGETALL', document), log.now) or {}, reason}
+end
+
+-- A version means the entries of a document too. Some that have ended since are noted now, so that it is another version:
+-- whoever asked for the former one does not bring them back. Returns the new header, or nil.
+local function ended_since(log, document, entry, header, expected)
+  local nearest = byte(expected) > 47 and tonumber(match(header, ' next=(%d+)'))
+  if not nearest or nearest > log.now then return nil end
+  local offset = log.offset
+  nearest = purge(log, document, entry, header)
+  if log.offset == offset then return nil end
+  header = after_purge(log, document, header, nearest)
+  log.count = 0  -- the operation itself is refused, and not remembered
+  commit(log, '', 0, entry, header)
+  return header
 end
 
 -- The bytes of a document once args[first ... last] (field, value ...) are set and args[drop ... dropped] are gone.
@@ -179,18 +201,23 @@ local function check_write(log, part, args, at, last, alone)
   local expected, token, replace = args[at + 1], args[at + 2], args[at + 3] ~= 'patch'
   local version, bytes, collected, class, more = look(header, now)
   if log.turn and others_turn(log, entry, token) then
-    return expected == '*' and {'wait'} or refused(part.key, header, version, 'turn')
+    return expected == '*' and {'wait'} or refused(log, part.key, header, version, 'turn')
   end
   if not meets(version, expected) then
     if token ~= '' then redis_call('HSET', log.keys[1], 'turn', entry .. ' ' .. token .. ' ' .. text(now + TURN)) end
-    return refused(part.key, header, version, 'version')
+    return refused(log, part.key, header, version, 'version')
+  end
+  if more and more ~= '' then
+    header = ended_since(log, part.key, entry, header, expected)
+    if header then return refused(log, part.key, header, version, 'version') end
+    header = part.header
   end
   if version and class ~= args[at + 7] then
     local kind = class == '0' and match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
     if kind then return {'kind', kind} end
     -- An older class does not replace what a newer one wrote, unless it has read it.
     if not replace or expected == '*' and tonumber(class) > tonumber(args[at + 7]) then
-      return refused(part.key, header, version, 'class')
+      return refused(log, part.key, header, version, 'class')
     end
   end
 
@@ -406,7 +433,7 @@ local function check_delete(log, part, args, at)
   if version and (class == '0') ~= (part.name == 'erase') then
     return {'kind', class == '0' and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)') or 'document'}
   end
-  if not meets(part.version, args[at + 1]) then return refused(part.key, part.header, part.version, 'version') end
+  if not meets(part.version, args[at + 1]) then return refused(log, part.key, part.header, part.version, 'version') end
 end
 
 local function apply_delete(log, part, args, at, last)
@@ -508,7 +535,10 @@ end
 local function reschedule(keys, now)
   local member, nearest = match(keys[1], '}:(.+):meta$'), nil
   local life = redis_call('PEXPIRETIME', keys[1])
-  if life == -2 then return redis_call('ZREM', keys[5], member) end
+  if life == -2 then
+    redis_call('UNLINK', keys[4])  -- it has no time-out when it was begun anew between two looks at the time-outs
+    return redis_call('ZREM', keys[5], member)
+  end
   for _, entry in ipairs(redis_call('SMEMBERS', keys[4])) do
     local header = redis_call('HGET', keys[1], entry)
     if header then
@@ -550,11 +580,10 @@ local function log_expire(keys, args)
           local at, bytes, rest = match(header, '^(%d+ %x+ )(%d+)(.*)$')
           header = at .. text(math_max(bytes - freed, 0)) .. rest
         end
-        header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
         if log.offset > offset then
-          header = gsub(header, '^%d+ %x+', log.position)
-          -- Its time-out went with the last entry: the next write gives it another.
-          if redis_call('EXISTS', keys[key]) == 0 then header = gsub(header, '^(%d+ %x+ %d+ %d+) %d+', '%1 0') end
+          header = after_purge(log, keys[key], header, nearest)
+        else
+          header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
         end
         fields[#fields + 1], fields[#fields + 2] = entry, header
       end
