@@ -22,7 +22,14 @@ from typing import Any, ClassVar, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis import Redis
 
 import omnistate
@@ -34,22 +41,12 @@ from proxy import Proxy
 HOUR = timedelta(hours=1)
 MANY = int(os.environ.get("OMNISTATE_EXAMPLES", "1"))  # times as many examples
 HOW = st.sampled_from(["plain"] * 6 + ["repeated"] * 3 + ["lost", "killed"])
-# Minutes by which the server's clock is ahead. Of what is written at one of these, no deadline after 10, 60 or 90 minutes
+# Minutes by which the server's clock is ahead. Of what is written at one of these, no deadline after 10, 60 or 70 minutes
 # is at another; and no deadline is ever over for as long as the server keeps the key of what nobody has ended.
 MOMENTS = st.sampled_from([-29, 0, 23, 45, 80])
 CRASHES = st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2])  # of an example: each takes as long as many operations
 BESIDE = ("due", "ready", "leased")  # keys of collections beside their own
 _numbers = itertools.count()
-
-
-def examples(count: int) -> settings:
-    return settings(
-        max_examples=count * MANY,
-        stateful_step_count=30,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 class World:
@@ -259,3 +256,18 @@ class Machine(RuleBasedStateMachine):
         finally:
             for follower in self.followers:
                 follower.stop()
+
+
+def play(machine: type[Machine], world: World, *, examples: int, **attributes: Any) -> None:
+    """Runs a machine in a world, with fewer examples where there is less to happen."""
+    made = type(machine.__name__, (machine,), {"world": world, **attributes})
+    run_state_machine_as_test(
+        cast("Any", made),
+        settings=settings(
+            max_examples=(examples if world.has_clock else examples // 3) * MANY,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

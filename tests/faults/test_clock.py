@@ -19,7 +19,7 @@ from omnistate.store import Keyspace
 HOUR = timedelta(hours=1)
 
 
-class Hold(omnistate.State, ttl=HOUR):
+class Hold(omnistate.State, name="ClockHold", ttl=HOUR):
     seats: dict[str, int] = {}
     note: str = ""
 
@@ -54,7 +54,7 @@ async def test_what_has_ended_without_an_event_is_whole_when_the_clock_goes_back
         await ana.collection(JOBS).put("job")
         server.set_clock(1.9 * HOUR)
         with Redis(port=server.port) as raw:
-            assert raw.exists(log.key("doc", "Hold")) == 1
+            assert raw.exists(log.key("doc", "ClockHold")) == 1
         assert not (await ana.state(Hold).read()).exists
         assert await ana.collection(RECENT).all() == []
         server.set_clock(0 * HOUR)
@@ -72,7 +72,7 @@ async def omni(server: SteppedServer, tenant: str) -> AsyncIterator[omnistate.Cl
         yield client
 
 
-class Tally(omnistate.State):
+class Tally(omnistate.State, name="ClockTally"):
     count: int = 0
     entries: dict[str, int] = {}
 
@@ -229,7 +229,7 @@ async def test_a_turn_that_was_reserved_by_a_clock_ahead_keeps_nobody_off(
     await tally.increment("count")
     with Redis(port=server.port) as raw:
         seconds, microseconds = raw.time()  # type: ignore[misc]
-        raw.hset(log.meta, "turn", f"doc:Tally somebody {seconds * 1000 + microseconds // 1000 + 50}")
+        raw.hset(log.meta, "turn", f"doc:ClockTally somebody {seconds * 1000 + microseconds // 1000 + 50}")
     server.set_clock(0 * HOUR)
     async with asyncio.timeout(1):
         assert await tally.increment("count") == 2

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule
 
 import omnistate
-from model import HOUR, HOW, Machine, World, examples
+from model import HOUR, HOW, Machine, World, play
 from omnistate import (
     CollectionFull,
     Counter,
@@ -560,13 +560,6 @@ MACHINES = [
 ]
 
 
-@pytest.fixture(params=["mortal_valkey", "mortal_redis"])
-def world(request: pytest.FixtureRequest, tenant: str) -> Iterator[World]:
-    made = World(request.getfixturevalue(request.param), tenant)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_operation_does_what_the_model_does(machine: type[Machine], world: World) -> None:
-    run_state_machine_as_test(type(machine.__name__, (machine,), {"world": world}), settings=examples(16))
+    play(machine, world, examples=30)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, cast
 
-import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule
 
 import omnistate
-from model import HOUR, HOW, Machine, World, examples
+from model import HOUR, HOW, Machine, World, play
 from omnistate import (
     ABSENT,
     AlreadyThere,
@@ -31,7 +29,7 @@ class Trolley(omnistate.State):
     note: str = ""
 
 
-class Purse(omnistate.State, ttl=HOUR):
+class Purse(omnistate.State, name="ModelPurse", ttl=HOUR):
     balance: int = 0
     spent: dict[str, int] = {}
 
@@ -362,13 +360,5 @@ def note_basket(basket: Any, name: str, arguments: list[Any]) -> None:
                 getattr(basket, name)("items", *arguments)
 
 
-@pytest.fixture(params=["mortal_valkey", "mortal_redis"])
-def world(request: pytest.FixtureRequest, tenant: str) -> Iterator[World]:
-    made = World(request.getfixturevalue(request.param), tenant)
-    yield made
-    made.close()
-
-
 def test_every_transaction_does_what_the_model_does(world: World) -> None:
-    machine = type("TransactionsMachine", (TransactionMachine,), {"world": world})
-    run_state_machine_as_test(cast("Any", machine), settings=examples(40))
+    play(TransactionMachine, world, examples=50)
