@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 import omnistate
-from machine import Server, missing
+from machine import DURABLE, Server, SteppedServer, missing
 from omnistate.store._binary import find_binary
 
 
@@ -24,12 +24,32 @@ def valkey() -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def redis() -> Iterator[Server]:
+def redis_binary() -> str:
     binary = shutil.which("redis-server")
     if binary is None:
         missing("redis-server", "apt-get install redis-server")
-    server = Server(str(binary))
+    return str(binary)
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Server]:
+    server = Server(redis_binary())
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mortal_valkey() -> Iterator[SteppedServer]:
+    """One that loses nothing when it is killed, and whose clock can be stepped."""
+    server = SteppedServer(find_binary(), *DURABLE)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mortal_redis() -> Iterator[Server]:
+    """One that loses nothing when it is killed."""
+    server = Server(redis_binary(), *DURABLE)
     yield server
     server.stop()
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Self
 
 
 class Proxy:
-    """`lose_replies`: cut the connection when so many more replies have arrived, in place of passing them on."""
+    """`lose_next_reply_to`: a call that names this is applied, and the connection cut in place of its reply.
+
+    `on_loss` is called then: to kill the server, for instance. `lose_call` counts down the calls of functions, and the last
+    one is lost in the same way.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -17,6 +22,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.lose_next_reply_to: bytes | None = None
+        self.lose_call = 0  # the n-th call of a function from now on; 0: none
+        self.on_loss: Callable[[], None] = lambda: None
         self.lost = 0
         self.silent = False  # replies wait
         self.deaf = False  # requests are dropped
@@ -48,7 +55,11 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except ConnectionError:  # the server is down
+            writer.transport.abort()
+            return
         self._writers |= {writer, back}
         armed = [False]
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
@@ -62,6 +73,10 @@ class Proxy:
             if self.lose_next_reply_to is not None and self.lose_next_reply_to in data:
                 self.lose_next_reply_to = None
                 armed[0] = True
+            calls = data.count(b"\r\nFCALL\r\n")
+            if 0 < self.lose_call <= calls:
+                armed[0] = True
+            self.lose_call = max(self.lose_call - calls, 0)
             if self.deaf:
                 continue
             back.write(data)
@@ -71,6 +86,7 @@ class Proxy:
         while data := await there.read(65536):
             if armed[0]:  # applied by the server, and the answer is lost
                 self.lost += 1
+                self.on_loss()
                 raise ConnectionResetError
             while self.silent:
                 await asyncio.sleep(0.01)

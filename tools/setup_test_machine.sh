@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests use beside Python: Debian's redis-server, Chromium, Node.js and curl, and the JavaScript SDK.
+# Installs what the tests use beside Python: Debian's redis-server, Chromium, Node.js, curl and
+# libfaketime, and the JavaScript SDK.
 # Where it may not, the tests say what is missing.
 set -u
 cd "$(dirname "$0")/.."
@@ -10,6 +11,7 @@ command -v chromium >/dev/null || packages+=(chromium)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
 command -v curl >/dev/null || packages+=(curl)
+compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
 
 if [ ${#packages[@]} -gt 0 ] && [ -f /etc/debian_version ]; then
   sudo=""

@@ -253,6 +253,13 @@ async def test_a_merged_customer_is_found_as_one(omni: Client) -> None:
     assert [found.customer_id async for found in omni.query(Basket).where("total", equals=5)] == ["ana"]
 
 
+async def test_a_query_goes_on_beside_a_merge_that_is_half_done(omni: Client, raw: Redis, tenant: str) -> None:
+    for name in ("ana", "ben"):
+        await omni.customer(name).state(Basket).patch(total=5)
+    raw.hset(Keyspace(tenant).customer("ben").meta, "into", "ana")  # frozen, and then the process died
+    assert await ids(omni.query(Basket).where("total", equals=5)) == {"ana"}
+
+
 async def test_large_integers_are_told_apart(omni: Client) -> None:
     await omni.customer("ana").state(Basket).patch(total=2**53 - 1)
     await omni.customer("ben").state(Basket).patch(total=2**60)

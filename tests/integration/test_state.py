@@ -190,6 +190,21 @@ async def test_an_update_after_a_delete_starts_from_the_default(omni: Client, co
     assert (await cart.update(Cart.add, "pot")).value.items == {"pot": 1}
 
 
+async def test_update_once_is_repeated_also_when_its_function_would_change_nothing_now(omni: Client) -> None:
+    cart = omni.customer("ana").state(Cart)
+
+    def take_note(cart: Cart) -> str:
+        found, cart.note = cart.note, ""
+        return found
+
+    await cart.patch(note="gift")
+    first = await cart.update_once("take", take_note)
+    await cart.increment("visits")
+    again = await cart.update_once("take", take_note)
+    assert (first.result, first.repeated) == ("gift", False)
+    assert (again.result, again.repeated, again.version) == (None, True, first.version)
+
+
 async def test_a_repeated_operation_id_changes_nothing(omni: Client) -> None:
     cart = omni.customer("ana").state(Cart)
     first = await cart.update_once("order-17", Cart.add, "cup", 2)

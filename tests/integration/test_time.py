@@ -218,6 +218,15 @@ async def test_an_entry_has_a_deadline_of_its_own(
     assert raw.hgetall(keys(tenant).key("doc", "Hold")).keys() == {b"seats:a2", b"seats:a3"}  # type: ignore[union-attr]
 
 
+async def test_a_sum_is_not_refused_for_what_an_expired_entry_was(omni: Client, raw: Redis, tenant: str) -> None:
+    hold = omni.customer("ana").state(Hold)
+    await hold.put("seats", "a1", 2**53 - 1, ttl=60 * SECOND)
+    await hold.put("seats", "a2", 1)
+    shift(raw, tenant, "Hold", ms=61_000)
+    assert await hold.increment("seats", "a1") == 1
+    assert (await hold.get()).seats == {"a1": 1, "a2": 1}
+
+
 async def test_an_update_never_starts_from_an_entry_that_has_expired(omni: Client, raw: Redis, tenant: str) -> None:
     hold = omni.customer("ana").state(Hold)
     await hold.put("seats", "a1", 1, ttl=60 * SECOND)

@@ -244,6 +244,19 @@ async def test_watchers_see_each_document_at_its_version(omni: Client) -> None:
     assert seen[-1] == 3
 
 
+async def test_sums_of_several_fields_are_seen_by_watchers_where_they_belong(omni: Client) -> None:
+    ana = omni.customer("ana")
+    changes = ana.state(Wallet).watch()
+    assert (await anext(changes)).version == 0
+    async with ana.transaction() as tx:
+        cups, pots = (tx.state(Wallet).increment("spent", key, by=by) for key, by in (("cups", 1), ("pots", 2)))
+        balance = tx.state(Wallet).increment("balance", by=-3)
+    assert (cups.value, pots.value, balance.value) == (1, 2, -3)
+    expected = Wallet(balance=-3, spent={"cups": 1, "pots": 2})
+    assert (await anext(changes)).value == expected == await ana.state(Wallet).get()
+    await changes.aclose()
+
+
 async def test_what_follows_a_delete_begins_a_new_document(omni: Client) -> None:
     ana = omni.customer("ana")
     await ana.state(Wallet).set(Wallet(balance=10, spent={"cups": 4}))

@@ -562,7 +562,7 @@ local function apply_collection(log, part, args, at, last)
   local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, not part.version)
   for i = 2, #part.keys do
     if deadline > 0 then
-      redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + 1000))
+      redis_call('PEXPIREAT', part.keys[i], text(deadline + deadline - log.now + GRACE + 1000))
     elseif part.collected > 0 then  -- it had a time to live, and has none any more
       redis_call('PERSIST', part.keys[i])
     end

@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 import msgspec
 
-from omnistate.errors import InvalidInput
+from omnistate.errors import CustomerMerged, InvalidInput
 from omnistate.state import (
     UPDATED,
     AnyState,
@@ -190,7 +190,10 @@ class Query(Generic[AnyState]):
         what, _, id_ = rest.partition(":")
         owner = (what, decode_id(id_)) if rest else None
         log = self._keyspace.log(name)
-        snapshot = await StateHandle(self._services, self._kind, log, _NO_ORIGIN, owner).read()
+        try:
+            snapshot = await StateHandle(self._services, self._kind, log, _NO_ORIGIN, owner).read()
+        except CustomerMerged:  # a merge is under way, and the survivor has the document, or soon will
+            return None
         if not snapshot.exists or not all(one.holds(snapshot.value) for one in self._conditions):
             return None
         return Found(log.id, owner, snapshot)

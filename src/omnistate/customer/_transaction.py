@@ -42,6 +42,7 @@ from omnistate.state import (
     Target,
     delete_part,
     expect_part,
+    in_order,
     milliseconds_of,
     parse_change,
     precondition_of,
@@ -249,7 +250,8 @@ class DocumentChanges(Generic[AnyState]):
         ]
 
     def _settle(self, result: bytes) -> None:
-        sums = self._sums or dict(zip(self._steps, sums_of(result), strict=False))
+        names = [name for name, _ in in_order(list(self._steps.items()))]
+        sums = self._sums or dict(zip(names, sums_of(result), strict=False))
         for name, outcome in self._outcomes:
             outcome._settle(b"%d" % sums[name] if name in sums else self._sets.get(name, b"0"))
 

@@ -170,7 +170,7 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         len(drops),
         *drops,
     ]
-    for (field, amount), between in zip(patch.steps, (b"", *after), strict=False):
+    for (field, amount), between in zip(in_order(patch.steps), (b"", *after), strict=False):
         arguments += ("step", field, amount, between)
     for field, milliseconds in patch.until:
         arguments += ("until", field, milliseconds)
@@ -323,8 +323,13 @@ def parse_version(text: bytes) -> Position:
     return Position(epoch.decode(), int(offset))
 
 
+def in_order(steps: Sequence[tuple[bytes, int]]) -> Sequence[tuple[bytes, int]]:
+    """Steps in the order in which an event has their sums: plain fields, then the entries of each mapping."""
+    return steps if len(steps) < 2 else sorted(steps, key=lambda step: step[0].partition(b":")[:2][::-1])
+
+
 def sums_of(result: bytes) -> list[int]:
-    """The sums of a write's steps."""
+    """The sums of a write's steps, as `in_order` has them."""
     return [int(one) for one in result.partition(b"\n")[2].split()]
 
 
@@ -395,7 +400,7 @@ def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
     if not schema.packing.is_plain:
         changes = _for_events(schema, patch.sets, stored)
     if patch.steps:
-        changes = (*changes, *((field, _HOLE) for field, _ in patch.steps))
+        changes = (*changes, *((field, _HOLE) for field, _ in in_order(patch.steps)))
     for name, value in changes:
         field, entry, key = name.partition(b":")
         if entry:
@@ -416,7 +421,7 @@ def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
     if unset:
         members += b',"unset":[' + b",".join(unset) + b"]"
     if puts:
-        members += b',"put":{' + b",".join(b'"%b":{%b}' % (f, b",".join(p)) for f, p in puts.items()) + b"}"
+        members += b',"put":{' + b",".join(b'"%b":{%b}' % (f, b",".join(p)) for f, p in sorted(puts.items())) + b"}"
     if gone:
         members += b',"drop":{' + b",".join(b'"%b":[%b]' % (f, b",".join(g)) for f, g in gone.items()) + b"}"
     return members

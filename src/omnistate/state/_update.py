@@ -192,7 +192,7 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
             known = Known.read(schema, (yield from call(read(target))).held)
         after, value = _run_all(schema, waiting, known.encoded)
         patch = known.patch(after, value)
-        if waiting[0].error is not None and (yield from _was_done(schema, target, waiting[0])):
+        if (waiting[0].error is not None or patch is None) and (yield from _was_done(schema, target, waiting[0])):
             return None
         if patch is None or any(one.error for one in waiting):
             if not fresh:
@@ -278,7 +278,7 @@ def _find_done(
 
 
 def _was_done(schema: Schema[Any], target: Target, one: Call) -> Flow[bool]:
-    """Whether a call under the caller's own id, whose function refuses now, had been applied before."""
+    """Whether a call under the caller's own id, whose function now refuses or changes nothing, had been applied before."""
     outcome = None
     if one.digest:
         outcome = yield from call(read_outcome(target.log, one.operation_id, one.digest))

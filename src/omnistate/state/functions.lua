@@ -14,6 +14,7 @@ local MOST_BYTES = 262144         -- of a document
 local MOST_DOCUMENTS = 1000       -- of a customer, collections too
 local MOST_OF_CUSTOMER = 67108864 -- bytes of all documents and collections together
 local WEIGHED = 65536             -- a document that grew over a multiple of this is weighed with the others
+local GRACE = HOUR                -- a key outlives the deadline by this at least: a clock that was ahead may go back
 local LARGEST = 9007199254740991  -- integers are safe up to 2^53 in every language that will read them
 local collection_kinds = {}        -- filled by the slice of collections: how the entries of each kind expire
 local HEADER = '^(%d+ %x+) (%d+) (%d+) (%d+) %S+ (%d+)(.*)$'
@@ -172,8 +173,8 @@ end
 local function keep_until(log, part, deadline, ttl, begins)
   local key, collected = part.key, part.collected
   if deadline > 0 then
-    if begins or deadline > collected then
-      collected = deadline + ttl / 16 + 1000
+    if begins or deadline + GRACE > collected then
+      collected = deadline + GRACE + ttl / 16 + 1000
       -- A hash that has lost its last field has lost its time-out as well, so the next write gives it another.
       if redis_call('PEXPIREAT', key, text(collected)) == 0 then collected = 0 end
       part.outlive = deadline + ttl / 8
@@ -236,11 +237,14 @@ local function check_write(log, part, args, at, last, alone)
   for i = first, tail do bytes = bytes + #args[i] end
   -- A sum that cannot be is found when it is written, if that is the first write; otherwise it is looked for here.
   local careful = not alone or not version and header or more and more ~= '' or args[dropped + 5] == 'step'
+  local nearest = careful and more and tonumber(match(more, ' next=(%d+)'))
+  local some_ended = nearest and nearest <= now
   for i = dropped + 1, last, 4 do
     if args[i] ~= 'step' then break end
     bytes = bytes + #args[i + 1] + 17
     if careful then
-      local held = not begins and redis_call('HGET', part.key, args[i + 1]) or '0'
+      local ends = some_ended and tonumber(redis_call('HGET', part.key, '!' .. args[i + 1]) or '')
+      local held = not begins and not (ends and ends <= now) and redis_call('HGET', part.key, args[i + 1]) or '0'
       local sum = match(held, '^%-?%d+$') and tonumber(held) + tonumber(args[i + 2])
       if not sum or sum > LARGEST or sum < -LARGEST then return {'not_integer', args[i + 1]} end
     end
