@@ -124,10 +124,12 @@ class LeaseLost(OmnistateError):
 class SchemaMismatch(OmnistateError):
     """A stored value cannot be read as its class: it was left untouched. Restore the class, or delete the document.
 
-    `fields` holds those that cannot be read, with the reason: `read(partial=True)` gives the others.
+    `fields` holds those that cannot be read, with the reason: `read(partial=True)` gives the others. `removed` holds, as they
+    were stored, the values that a `pop` took out of a collection before they could be read: keep them, they are nowhere else.
     """
 
     code = "schema_mismatch"
+    removed: tuple[bytes, ...] = ()
 
     def __init__(self, message: str, *, fields: dict[str, str] | None = None) -> None:
         super().__init__(message)

@@ -431,6 +431,22 @@ async def test_values_that_are_equal_are_one_member(ana: Customer) -> None:
     assert [await board.put(1, 5), await board.put(1.0, 6), await board.score(1)] == [True, False, 6]
 
 
+async def test_what_was_taken_out_and_cannot_be_read_is_not_lost(ana: Customer) -> None:
+    await ana.collection(List(str, name="was_text")).append("x", "y")
+    await ana.collection(Map(str, str, name="was_map")).put("k", "v")
+    await ana.collection(SortedSet(str, name="was_board")).put("m", 1)
+    numbers_now, map_now = ana.collection(List(int, name="was_text")), ana.collection(Map(str, int, name="was_map"))
+    for take, removed in (
+        (numbers_now.pop, (b'"y"',)),
+        (lambda: numbers_now.popleft_many(5), (b'"x"',)),
+        (lambda: map_now.pop("k"), (b'"v"',)),
+        (lambda: ana.collection(SortedSet(int, name="was_board")).pop_lowest(), (b'"m"', b"1")),
+    ):
+        with pytest.raises(omnistate.SchemaMismatch) as raised:
+            await take()  # type: ignore[no-untyped-call]
+        assert raised.value.removed == removed
+
+
 async def test_collections_are_gone_through_as_python_does(ana: Customer) -> None:
     many = range(2500)
     big_list, big_set = List(int, name="big_list"), Set(int, name="big_set")

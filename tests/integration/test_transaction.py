@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 
 import pytest
@@ -325,3 +326,56 @@ async def test_two_classes_of_one_name_are_not_mixed_up_in_a_block(omni: Client)
         async with omni.customer("ana").transaction() as tx:
             await tx.get(Wallet)
             await tx.get(Other)
+
+
+CODES = omnistate.Map(str, str, name="tx_codes")
+
+
+@pytest.mark.parametrize("then", ["writes", "clears", "only expects"])
+async def test_what_a_block_read_is_no_longer_so_when_an_entry_has_ended(omni: Client, then: str) -> None:
+    ana = omni.customer("ana")
+    codes = ana.collection(CODES)
+    await codes.update({"sms": "1", "lasting": "1"})
+    await codes.expire("sms", after=timedelta(milliseconds=30))
+    start = await ana.position()
+
+    async def block() -> None:
+        async with ana.transaction() as tx:
+            held = await tx.get_all(CODES)
+            while len(await codes.all()) == len(held) and "sms" in held:
+                await asyncio.sleep(0.005)
+            if then == "writes":
+                tx.collection(CODES).put("copy", held.get("sms", "none"))
+            elif then == "clears":
+                tx.collection(CODES).clear()
+            tx.state(Wallet).patch(balance=1)
+
+    with pytest.raises(omnistate.Conflict):
+        await block()
+    assert not (await ana.state(Wallet).read()).exists
+    async for event in ana.events(after=start):
+        assert event.type == "collection.entries_expired"  # known from here on, so the next try is not refused for it
+        break
+    await block()
+    assert await codes.all() == {
+        "writes": {"lasting": "1", "copy": "none"}, "clears": {}, "only expects": {"lasting": "1"}
+    }[then]  # fmt: skip
+
+
+@pytest.mark.parametrize("then", ["only expects", "deletes"])
+async def test_a_document_that_a_block_expects_is_another_when_an_entry_has_ended(omni: Client, then: str) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Cart).put("items", "cup", 1, ttl=timedelta(milliseconds=30))
+    snapshot = await ana.state(Cart).read()
+    while (await ana.state(Cart).get()).items:
+        await asyncio.sleep(0.005)
+    for expected in (snapshot, None):
+        async with contextlib.AsyncExitStack() as stack:
+            if expected is not None:
+                stack.enter_context(pytest.raises(omnistate.Conflict))
+            async with ana.transaction() as tx:
+                tx.state(Cart).expect(expected or await ana.state(Cart).read())
+                if then == "deletes":
+                    tx.state(Cart).delete()
+                tx.state(Wallet).patch(balance=1)
+    assert (await ana.state(Wallet).get()).balance == 1

@@ -15,7 +15,7 @@ import msgspec
 from omnistate.collection._apply import apply_collection_event, decode_collection_event, initial
 from omnistate.collection._commands import Found, Place, Target, unpack
 from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
-from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost
+from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost, SchemaMismatch
 from omnistate.state import Part, Precondition, expected, parse_change
 from omnistate.store import (
     Argument,
@@ -83,7 +83,7 @@ class CollectionHandle(Generic[C, R]):
 
     def expect_part(self, expect: Precondition) -> Part:
         """For the slices on top: that it is as it was, as a part of a call."""
-        return Part("expect", (), (self._target.entry, expected(expect)))
+        return Part("expect", self._target.keys, (self._target.entry, expected(expect)))
 
     async def snapshot(self) -> tuple[R, Position | None]:
         """For the slices on top: everything in it, and its version."""
@@ -180,6 +180,16 @@ class CollectionHandle(Generic[C, R]):
 
 
 _CHEAPEST = dict.fromkeys(("map", "list", "set", "sorted", "queue"), "len") | {"unique": "count"}
+
+
+def _taken(result: bytes, read: Callable[[list[bytes]], R]) -> R:
+    """What was taken out of a collection. It is gone from there: what cannot be read goes with the error."""
+    values = unpack(result)
+    try:
+        return read(values)
+    except SchemaMismatch as error:
+        error.removed = tuple(values)
+        raise
 
 
 def _checked(values: Iterable[Any]) -> list[Any]:
@@ -297,10 +307,10 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         return [self._target.values.decode(one) for one in held]
 
     def _first(self, result: bytes) -> T | None:
-        return self._target.values.decode(unpack(result)[0]) if result else None
+        return _taken(result, self._python)[0] if result else None
 
     def _all(self, result: bytes) -> list[T]:
-        return self._python(unpack(result))
+        return _taken(result, self._python)
 
 
 class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
@@ -366,7 +376,8 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         spelled = self.declaration.keys.encode(key)
 
         def judge(result: bytes) -> V | None:
-            return self._target.values.decode(unpack(result)[0], spelled) if result else None
+            decode = self._target.values.decode
+            return _taken(result, lambda values: decode(values[0], spelled)) if result else None
 
         return self._change("take", b',"drop":[' + _json(spelled.decode()) + b"]", (spelled,), judge, operation_id)
 
@@ -597,7 +608,7 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
         return [(decode(member), float(score)) for member, score in zip(found[::2], found[1::2], strict=True)]
 
     def _popped(self, result: bytes) -> list[tuple[T, float]]:
-        return self._pairs(unpack(result))
+        return _taken(result, self._pairs)
 
     def _python(self, held: dict[bytes, float]) -> dict[T, float]:
         decode = self.declaration.values.decode

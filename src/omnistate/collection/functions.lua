@@ -507,9 +507,11 @@ local COLLECTION_BYTES = 16777216
 --   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"} | {"damaged"}
 local function check_collection(log, part, args, at, last)
   local version, bytes, collected, _, more = look(part.header, log.now)
-  if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
   local found = version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
   if found and found ~= args[at + 4] then return {'kind', found} end
+  if not meets(version, args[at + 1]) or version and ended_since(log, part, args[at], args[at + 1]) then
+    return {'conflict', '', {}, 'version'}
+  end
   part.version, part.bytes, part.collected = version, bytes or 0, collected or 0
   part.more, part.limit = more or '', args[at + 5]
   part.operation = collections[args[at + 4]][args[at + 6]]
@@ -577,9 +579,11 @@ parts.collection = {check = check_collection, apply = apply_collection}
 parts.erase = {  -- the whole collection: entry, expected, event, kind
   check = function(log, part, args, at)
     part.version = look(part.header, log.now)
-    if not meets(part.version, args[at + 1]) then return {'conflict', part.version and part.header or '', {}, 'version'} end
     local found = part.version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
     if found and found ~= args[at + 3] then return {'kind', found} end  -- it has other keys
+    if not meets(part.version, args[at + 1]) or part.version and ended_since(log, part, args[at], args[at + 1]) then
+      return {'conflict', '', {}, 'version'}
+    end
   end,
   apply = function(log, part, args, at)
     if not part.version then return '' end

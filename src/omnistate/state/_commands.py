@@ -194,7 +194,7 @@ def write_part(target: Target, patch: Patch, expect: Precondition = ANY) -> Part
 
 def expect_part(target: Target, expect: Precondition) -> Part:
     """That a document is as it was, as a part of a call."""
-    return Part("expect", (), (target.entry, expected(expect)))
+    return Part("expect", target.own, (target.entry, expected(expect)))
 
 
 def write_refusal(target: Target, reply: list[Any]) -> Exception:

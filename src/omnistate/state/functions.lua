@@ -98,6 +98,19 @@ local function after_purge(log, key, header, nearest)
   return header
 end
 
+-- Ends the entries whose time is over. Returns the new header of the document or collection.
+local function end_entries(log, key, entry, header, deadlines)
+  local purge_ = collection_kinds[match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')] or purge
+  local offset = log.offset
+  local nearest, freed = purge_(log, key, entry, header, deadlines)
+  if freed then
+    local at, bytes, rest = match(header, '^(%d+ %x+ )(%d+)(.*)$')
+    header = at .. text(math_max(bytes - freed, 0)) .. rest
+  end
+  if log.offset > offset then return after_purge(log, key, header, nearest) end
+  return (gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or ''))
+end
+
 -- A hash as its fields and values, without the fields whose deadlines have passed.
 local function unexpired(held, now)
   local gone, rest = {}, {}
@@ -118,13 +131,12 @@ end
 
 -- A version means the entries of a document too. Some that have ended since are noted now, so that it is another version:
 -- whoever asked for the former one does not bring them back. Returns the new header, or nil.
-local function ended_since(log, document, entry, header, expected)
-  local nearest = byte(expected) > 47 and tonumber(match(header, ' next=(%d+)'))
+local function ended_since(log, part, entry, expected)
+  local nearest = byte(expected) > 47 and tonumber(match(part.header, ' next=(%d+)'))
   if not nearest or nearest > log.now then return nil end
   local offset = log.offset
-  nearest = purge(log, document, entry, header)
+  local header = end_entries(log, part.key, entry, part.header, part.keys and part.keys[2])
   if log.offset == offset then return nil end
-  header = after_purge(log, document, header, nearest)
   log.count = 0  -- the operation itself is refused, and not remembered
   commit(log, '', 0, entry, header)
   return header
@@ -214,7 +226,7 @@ local function check_write(log, part, args, at, last, alone)
     return refused(log, part.key, header, version, 'version')
   end
   if more and more ~= '' then
-    header = ended_since(log, part.key, entry, header, expected)
+    header = ended_since(log, part, entry, expected)
     if header then return refused(log, part.key, header, version, 'version') end
     header = part.header
   end
@@ -443,7 +455,12 @@ local function check_delete(log, part, args, at)
   if version and (class == '0') ~= (part.name == 'erase') then
     return {'kind', class == '0' and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)') or 'document'}
   end
-  if not meets(part.version, args[at + 1]) then return refused(log, part.key, part.header, part.version, 'version') end
+  local header = part.header
+  if meets(version, args[at + 1]) then
+    header = version and ended_since(log, part, args[at], args[at + 1])
+    if not header then return nil end
+  end
+  return refused(log, part.key, header, version, 'version')
 end
 
 local function apply_delete(log, part, args, at, last)
@@ -486,7 +503,9 @@ local parts = {
   expect = {
     check = function(log, part, args, at)
       local version = look(part.header, log.now)
-      if not meets(version, args[at + 1]) then return {'conflict', version and part.header or '', {}, 'version'} end
+      if not meets(version, args[at + 1]) or version and ended_since(log, part, args[at], args[at + 1]) then
+        return {'conflict', '', {}, 'version'}
+      end
     end,
     apply = function() return '' end,
   },
@@ -583,19 +602,7 @@ local function log_expire(keys, args)
     elseif version then
       local nearest = tonumber(match(more, ' next=(%d+)'))
       if nearest and nearest <= log.now then
-        local purge_ = collection_kinds[match(header, '^%d+ %x+ %d+ %d+ %d+ ([^%s/]+)')] or purge
-        local offset, freed = log.offset, nil
-        nearest, freed = purge_(log, keys[key], entry, header, keys[key + 1])
-        if freed then
-          local at, bytes, rest = match(header, '^(%d+ %x+ )(%d+)(.*)$')
-          header = at .. text(math_max(bytes - freed, 0)) .. rest
-        end
-        if log.offset > offset then
-          header = after_purge(log, keys[key], header, nearest)
-        else
-          header = gsub(header, ' next=%d+', nearest and ' next=' .. text(nearest) or '')
-        end
-        fields[#fields + 1], fields[#fields + 2] = entry, header
+        fields[#fields + 1], fields[#fields + 2] = entry, end_entries(log, keys[key], entry, header, keys[key + 1])
       end
     end
     key = key + own + indexes
