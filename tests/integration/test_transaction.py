@@ -284,6 +284,14 @@ async def test_a_session_ends_once_in_a_block(omni: Client) -> None:
     assert await ana.position() == before
 
 
+async def test_of_a_queue_nothing_is_claimed_in_a_block(omni: Client) -> None:
+    jobs = omnistate.WorkQueue(str, name="jobs")
+    await omni.customer("ana").collection(jobs).put("a")
+    with pytest.raises(omnistate.InvalidInput, match="before the transaction"):
+        async with omni.customer("ana").transaction() as tx:
+            await tx.collection(jobs).claim()
+
+
 async def test_of_a_queue_nothing_is_read_in_a_block(omni: Client) -> None:
     jobs = omnistate.WorkQueue(str, name="jobs")
     await omni.customer("ana").collection(jobs).put("a")

@@ -810,6 +810,9 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
 
     async def _claim(self, count: int, lease: timedelta) -> tuple[list[Item[T]], float | None]:
         """Items, or when the next lease ends, in seconds."""
+        if self._record is not None:
+            name = self.declaration.name
+            raise InvalidInput(f"claim an item of {name} before the transaction, and settle it inside: .done(item)")
         check_duration("lease", lease, _SHORTEST, _LONGEST)
         arguments = (_count(count), lease // timedelta(milliseconds=1))
 

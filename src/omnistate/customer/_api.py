@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -41,6 +41,9 @@ from omnistate.store import (
 
 H = TypeVar("H")
 R = TypeVar("R")
+A = TypeVar("A", bound=State)
+B = TypeVar("B", bound=State)
+C = TypeVar("C", bound=State)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -96,9 +99,41 @@ class Customer:
         """`async with ana.transaction() as tx:` - several changes, all or none of them. See `Transaction`."""
         return Transaction(self._place(), operation_id)
 
+    @overload
     async def update(
-        self, function: Callable[..., R], /, *kinds: type[State], operation_id: str | None = None
-    ) -> Updated[R | None]:
+        self, function: Callable[[A], R], a: type[A], /, *, operation_id: str | None = None
+    ) -> Updated[R | None]: ...
+    @overload
+    async def update(
+        self, function: Callable[[A, B], R], a: type[A], b: type[B], /, *, operation_id: str | None = None
+    ) -> Updated[R | None]: ...
+    @overload
+    async def update(
+        self,
+        function: Callable[[A, B, C], R],
+        a: type[A],
+        b: type[B],
+        c: type[C],
+        /,
+        *,
+        operation_id: str | None = None,
+    ) -> Updated[R | None]: ...
+    @overload
+    async def update(
+        self,
+        function: Callable[..., R],
+        a: type[State],
+        b: type[State],
+        c: type[State],
+        d: type[State],
+        /,
+        *kinds: type[State],
+        operation_id: str | None = None,
+    ) -> Updated[R | None]: ...
+
+    async def update(
+        self, function: Callable[..., Any], /, *kinds: type[Any], operation_id: str | None = None
+    ) -> Updated[Any]:
         """Runs `function(*values)` on the customer's documents of these classes and stores what it changed in all of them.
 
         `await ana.update(check_out, Cart, Order)`: all or nothing, and nobody's update is lost. The function may run again

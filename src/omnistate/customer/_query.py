@@ -108,7 +108,7 @@ class Query(Generic[AnyState]):
     ) -> Query[AnyState]:
         """Only documents of which this field or property has a value, or lies in a range, both ends included.
 
-        Ranges are for numbers, dates, times and durations. None is in no index. Raises `InvalidInput`.
+        Ranges are for numbers, dates, datetimes and durations. None is in no index. Raises `InvalidInput`.
         """
         name = f"{self._schema.name}.{index}"
         if index not in self._schema.indexes.names or index == UPDATED:
@@ -125,7 +125,9 @@ class Query(Generic[AnyState]):
             return self._and(_Condition(index, score, score, equals))
         for bound in (at_least, at_most):
             if bound is not None and not is_ordered(bound):
-                raise InvalidInput(f"ranges are for numbers, dates, times and durations, not {type(bound).__name__}")
+                raise InvalidInput(
+                    f"ranges are for numbers, dates, datetimes and durations, not {type(bound).__name__}"
+                )
         least = float("-inf") if at_least is None else score_of(name, at_least)
         most = float("inf") if at_most is None else score_of(name, at_most)
         assert least is not None
