@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO_ARGS ?=
-EXAMPLES ?= 20
+EXAMPLES ?= 6
 
 .PHONY: help demo test test-unit test-faults lint format bench bench-bulk lock wheel clean setup
 
@@ -23,7 +23,7 @@ test: setup  ## all tests, on real servers (at most 10 minutes)
 test-unit: $(VENV)/.dev  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit -q
 
-test-faults: setup  ## lost replies, crashes and clock steps, with many more random runs (EXAMPLES=20: times as many)
+test-faults: setup  ## lost replies, crashes and clock steps, with many more random runs (EXAMPLES=6: times as many)
 	@OMNISTATE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults tests/integration/test_*_model.py
 
 lint: $(VENV)/.dev  ## style, types, layers, lock files
