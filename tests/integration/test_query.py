@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,18 @@ async def test_a_query_goes_on_beside_a_merge_that_is_half_done(omni: Client, ra
         await omni.customer(name).state(Basket).patch(total=5)
     raw.hset(Keyspace(tenant).customer("ben").meta, "into", "ana")  # frozen, and then the process died
     assert await ids(omni.query(Basket).where("total", equals=5)) == {"ana"}
+
+
+async def test_a_datetime_without_a_time_zone_is_in_a_range_as_utc(omni: Client) -> None:
+    class Due(omnistate.State, name="DueSometime", indexes={"at"}):
+        at: datetime | None = None
+
+    await omni.customer("naive").state(Due).patch(at=datetime(2026, 1, 1, 12, tzinfo=UTC).replace(tzinfo=None))
+    await omni.customer("aware").state(Due).patch(at=datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=1))))
+    for hour, found in ((10, {"naive", "aware"}), (11, {"naive", "aware"}), (12, {"naive"}), (13, set())):
+        for zone in (UTC, None):
+            query = omni.query(Due).where("at", at_least=datetime(2026, 1, 1, hour, tzinfo=zone))
+            assert await ids(query) == found, (hour, zone)
 
 
 async def test_large_integers_are_told_apart(omni: Client) -> None:

@@ -75,7 +75,16 @@ class _Condition(msgspec.Struct, frozen=True):
             return bool(held == self.equals)
         if held is None:
             return False
-        return (self.at_least is None or held >= self.at_least) and (self.at_most is None or held <= self.at_most)
+        return (self.at_least is None or _is_up_to(self.at_least, held)) and (
+            self.at_most is None or _is_up_to(held, self.at_most)
+        )
+
+
+def _is_up_to(one: Any, other: Any) -> bool:
+    try:
+        return bool(one <= other)
+    except TypeError:  # a datetime with a time zone and one without, which counts as UTC, as in the index
+        return (score_of("", one) or 0) <= (score_of("", other) or 0)
 
 
 class _Cursor(msgspec.Struct, array_like=True):
