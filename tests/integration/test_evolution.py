@@ -47,7 +47,7 @@ class CartV2WritesV1(omnistate.State, name="Basket", version=2, writes=1):
     visits: int = 0
 
     up = migrate(1, 2)(to_lines)
-    down = migrate(2, 1)(to_items)
+    down = migrate(2, 1, mappings={"items"})(to_items)
 
 
 class CartV3(omnistate.State, name="Basket", version=3):
@@ -146,6 +146,50 @@ async def test_while_a_deployment_is_replaced_both_read_and_write(
     await last.put("lines", "pot", {"quantity": 1, "price": 5})
     assert header(raw, tenant)[6] == "2"
     assert (await last.get()).lines["pot"]["price"] == 5
+
+
+@pytest.mark.parametrize("first", ["nobody", "old", "new"])
+async def test_old_code_operates_on_what_new_code_wrote_and_the_other_way_round(
+    omni: Client, raw: Redis, tenant: str, first: str
+) -> None:
+    before, after = omni.customer("ana").state(CartV1), omni.customer("ana").state(CartV2WritesV1)
+    if first == "old":
+        await before.put("items", "cup", 0)
+    elif first == "new":
+        await after.put("lines", "cup", {"quantity": 0, "price": 0})
+
+    async def by_the_old(number: int) -> None:
+        await before.increment("items", "cup")
+        await before.put("items", f"gone-{number}", 1)
+        await before.remove("items", f"gone-{number}")
+        await before.put("items", f"old-{number}", number)
+
+    async def by_the_new(number: int) -> None:
+        await after.increment("visits")
+        await after.put("lines", f"new-{number}", {"quantity": number, "price": 0})
+        await after.put("lines", f"away-{number}", {"quantity": 1, "price": 0})
+        await after.remove("lines", f"away-{number}")
+
+    await asyncio.gather(*(one(number) for number in range(8) for one in (by_the_old, by_the_new)))
+    expected = {"cup": 8} | {f"{who}-{n}": n for n in range(8) for who in ("old", "new")}
+    assert await before.get() == CartV1(items=expected, visits=8)
+    assert {sku: line["quantity"] for sku, line in (await after.get()).lines.items()} == expected
+    stored = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Basket"))
+    assert stored.keys() == {b"visits"} | {f"items:{sku}".encode() for sku in expected}  # type: ignore[union-attr]
+
+
+async def test_a_step_down_that_does_not_say_what_is_a_mapping_is_refused_before_it_writes(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    class Unsaid(omnistate.State, name="Basket", version=2, writes=1):
+        lines: dict[str, dict[str, int]] = {}
+
+        up = migrate(1, 2)(to_lines)
+        down = migrate(2, 1)(to_items)
+
+    with pytest.raises(omnistate.InvalidDeclaration, match=r"@migrate\(2, 1, mappings=\{'items'\}\)"):
+        await omni.customer("ana").state(Unsaid).put("lines", "cup", {"quantity": 1})
+    assert raw.exists(Keyspace(tenant).customer("ana").key("doc", "Basket")) == 0
 
 
 async def test_watchers_follow_over_a_change_of_the_class(omni: Client, old: Any) -> None:

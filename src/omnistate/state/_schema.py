@@ -267,11 +267,24 @@ class Schema(Generic[S]):
             fields = msgspec.json.decode(self.join(flat), type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SchemaMismatch(f"a stored {self.name} is damaged: {error}") from error
+        declared = None if after == self.version else self._migrations.mappings(before, after)
+        by_entry = {
+            name.partition(b":")[0].decode()
+            for name in flat
+            if b":" in name and name.partition(b":")[0] not in self.known
+        }
+        mappings = self.mappings | by_entry if declared is None else declared
+        objects = {field for field, value in fields.items() if isinstance(value, dict)}
         migrated: Flat = {}
         for field, value in self._migrations.apply(fields, before, after).items():
-            if field in self.mappings and isinstance(value, dict):
+            if isinstance(value, dict) and field in mappings:
                 for key, one in value.items():
                     migrated[f"{field}:{key}".encode()] = _encode(one)
+            elif isinstance(value, dict) and field not in objects and declared is None and after != self.version:
+                raise InvalidDeclaration(
+                    f"{self.name}: the step to version {after} makes the object {field!r}, and nobody knows whether it is a "
+                    f"mapping there: say @migrate({before}, {after}, mappings={{{field!r}}}), or mappings=() for none"
+                )
             else:
                 migrated[field.encode()] = _encode(value)
         return migrated
