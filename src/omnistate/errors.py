@@ -152,7 +152,10 @@ class OperationIdReused(InvalidInput):
     code = "operation_id_reused"
 
     def __init__(self, operation_id: str) -> None:
-        super().__init__(f"operation id {operation_id!r} was already used with other arguments: choose a new one")
+        super().__init__(
+            f"operation id {operation_id!r} was already used here for something else: if this repeats a call, that one was "
+            "applied and nothing is left to do; otherwise choose another id, one for each intention"
+        )
         self.operation_id = operation_id
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,73 @@ async def test_an_operation_id_makes_a_repeated_transaction_harmless(omni: Clien
         async with ana.transaction(operation_id="order-17") as tx:
             tx.collection(POINTS).add(6)
     assert await ana.collection(POINTS).get() == 5
+
+
+async def test_a_repeated_block_that_reads_is_known_whatever_it_finds(omni: Client) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Cart).put("items", "cup", 2)
+
+    async def check_out() -> tuple[omnistate.Transaction, Any]:
+        async with ana.transaction(operation_id="order-17") as tx:
+            cart = await tx.get(Cart)
+            if cart.items:
+                tx.collection(ORDERS).append(f"{cart.items}")
+                cart.items.clear()
+            else:
+                assert tx.repeated
+            total = tx.collection(POINTS).add(5)
+        return tx, total
+
+    first, total = await check_out()
+    assert (first.repeated, await total) == (False, 5)
+    before = await ana.position()
+    for _ in range(2):
+        again, total = await check_out()
+        assert (again.repeated, again.position) == (True, first.position)
+        with pytest.raises(omnistate.InvalidInput, match="something else"):
+            await total
+    assert await ana.position() == before
+    assert await ana.collection(ORDERS).all() == ["{'cup': 2}"]
+    with pytest.raises(omnistate.OperationIdReused, match="was applied"):
+        async with ana.transaction(operation_id="order-17") as tx:
+            await tx.get(Wallet)
+
+
+async def test_a_repeated_block_that_reads_and_asks_for_the_same_has_its_outcomes(omni: Client) -> None:
+    ana = omni.customer("ana")
+    for turn in range(2):
+        async with ana.transaction(operation_id="visit") as tx:
+            await tx.get_all(ORDERS)
+            total = tx.collection(POINTS).add(5)
+        assert (await total, tx.repeated) == (5, turn == 1)
+
+
+async def test_of_two_blocks_at_once_that_read_one_is_applied(omni: Client) -> None:
+    ana = omni.customer("ana")
+    await ana.state(Wallet).patch(balance=1)
+
+    async def pay(wait: asyncio.Event, told: asyncio.Event) -> omnistate.Transaction:
+        async with ana.transaction(operation_id="pay") as tx:
+            wallet = await tx.get(Wallet)
+            told.set()
+            await wait.wait()
+            if wallet.balance:
+                wallet.balance -= 1
+                tx.collection(ORDERS).append(f"order {id(tx)}")
+                if wait is second:
+                    tx.collection(POINTS).add(1)
+        return tx
+
+    first, second, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    first.set()
+    late = asyncio.create_task(pay(second, told))
+    await told.wait()
+    early = await pay(first, asyncio.Event())
+    second.set()
+    assert (early.repeated, (await late).repeated) == (False, True)
+    assert (await late).position == early.position
+    assert (await ana.state(Wallet).get()).balance == 0
+    assert len(await ana.collection(ORDERS).all()) == 1
 
 
 async def test_a_session_is_touched_and_ended_with_the_rest(omni: Client) -> None:

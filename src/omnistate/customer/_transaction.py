@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast, overload
@@ -23,7 +24,7 @@ from omnistate.collection import (
     UniqueCounter,
     open_collection,
 )
-from omnistate.errors import Conflict, InvalidInput, SessionExpired
+from omnistate.errors import Conflict, InvalidInput, OperationIdReused, SessionExpired
 from omnistate.session import Session, session_part
 from omnistate.state import (
     ABSENT,
@@ -35,6 +36,7 @@ from omnistate.state import (
     Part,
     Patch,
     Precondition,
+    Remembered,
     Schema,
     Snapshot,
     State,
@@ -91,7 +93,10 @@ class Outcome(Generic[T]):
     @property
     def value(self) -> T:
         if self._value is _NOT_YET:
-            raise InvalidInput("the transaction is not over: its results are there after the `async with` block")
+            raise InvalidInput(
+                "the transaction is not over: its results are there after the `async with` block, unless it repeated one "
+                "(tx.repeated) that did something else"
+            )
         return cast("T", self._value)
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -280,6 +285,8 @@ class Transaction:
         if operation_id is not None:
             check_operation_id(operation_id)
         self._place, self._operation_id, self._digest = place, operation_id, digest
+        self._first_read: str | None = None  # the only thing that a repeated block that reads does again for certain
+        self._earlier: Remembered | None = None
         self._documents: dict[bytes, DocumentChanges[Any]] = {}
         self._others: list[tuple[Part, Outcome[Any], Callable[[list[Any]], Exception]]] = []
         self._expected: dict[str, tuple[Precondition, Part, str]] = {}
@@ -308,8 +315,11 @@ class Transaction:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
         changes, handle = self._of(kind)
         if changes._read is None:
+            is_first = self._notes_first(handle.target.entry)
             changes._read, changes._known = await handle.known()
             changes.expect(changes._read)
+            if is_first:
+                await self._look_up()
         return changes._read
 
     @overload
@@ -331,8 +341,11 @@ class Transaction:
         handle: CollectionHandle[Any, Any] = open_collection(declaration, self._place)
         if declaration.kind == "queue":
             raise InvalidInput(f"{declaration.name} is a WorkQueue, of which nothing can be read: claim its items")
+        is_first = self._notes_first(handle.entry)
         value, version = await handle.snapshot()
         self._expected[handle.entry] = (version or ABSENT, handle.expect_part(version or ABSENT), declaration.name)
+        if is_first:
+            await self._look_up()
         return value
 
     def state(self, kind: type[AnyState] | StateHandle[AnyState]) -> DocumentChanges[AnyState]:
@@ -421,20 +434,54 @@ class Transaction:
             found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
         return found
 
+    def _notes_first(self, entry: str) -> bool:
+        """Whether nothing was read before, so that an operation id is yet to be looked up."""
+        if self._first_read is not None:
+            return False
+        self._first_read = entry
+        return self._operation_id is not None and self._digest is None
+
+    async def _look_up(self) -> None:
+        """Whether the block was applied before. After reading: what was read before it was applied is no precondition then."""
+        assert self._operation_id is not None
+        intention = self._intention()
+        self._earlier = await self._place.services.link.execute(
+            read_outcome(self._place.log, self._operation_id, intention)
+        )
+        self.repeated = self._earlier is not None
+
+    def _intention(self) -> str:
+        """What a block that reads is known by, whatever it makes of what it reads."""
+        return digest_of(("reads", self._first_read))
+
+    def _settle_earlier(self, earlier: Remembered) -> None:
+        self.position, self.repeated = earlier.changed.position, True
+        with suppress(InvalidInput):  # what it would do now is not to be done
+            settles = self._parts()
+            if earlier.digest == self._digest_of([part for part, _, _ in settles]):
+                self._settle(settles, earlier.changed)
+
+    def _settle(self, settles: list[_Settled], changed: Changed) -> None:
+        for (_, settle, _), result in zip(settles, changed.results, strict=True):
+            settle(result)
+
     async def _commit(self) -> None:
-        has_read = bool(self._expected) or any(changes._read is not None for changes in self._documents.values())
+        if self._earlier is not None:
+            self._settle_earlier(self._earlier)
+            return
         for changes in self._documents.values():
             await changes._load()
         for _ in range(MAX_RACES):
             try:
-                return await self._send(has_read)
+                await self._send()
+                return
             except _ReadAgain as refused:
                 conflict = Conflict(str(refused))
                 await asyncio.sleep(random.random() * 0.002)  # it may be another writer's turn
                 await refused.changes._load_again()
         raise conflict
 
-    async def _send(self, has_read: bool) -> None:
+    async def _send(self) -> None:
         settles = self._parts()
         if not settles:
             return
@@ -446,22 +493,29 @@ class Transaction:
             parts,
             self._operation_id or new_operation_id(),
             lambda index, reply: settles[index][2](reply),
-            "" if self._operation_id is None else self._digest or self._digest_of(parts, has_read),
+            "" if self._operation_id is None else self._digest or self._digest_of(parts),
         )
         try:
             changed = await self._execute(command)
+        except OperationIdReused:
+            if self._first_read is None or self._digest is not None:
+                raise
+            await self._look_up()  # the same block, which found things otherwise, was applied since this one read
+            if self._earlier is None:
+                raise
+            self._settle_earlier(self._earlier)
+            return
         finally:
             for document in self._documents:
                 self._place.services.combiner.seen.forget(document)
         self.position, self.repeated = changed.position, changed.repeated
-        if self._digest is None and len(settles) == len(changed.results):
-            for (_, settle, _), result in zip(settles, changed.results, strict=True):
-                settle(result)
+        if self._digest is None:
+            self._settle(settles, changed)
 
-    def _digest_of(self, parts: list[Part], has_read: bool) -> str:
+    def _digest_of(self, parts: list[Part]) -> str:
         """Tells what is done under one operation id apart. What rests on what was read differs each time, rightly so."""
-        if has_read:
-            return digest_of(sorted(f"{part.name} {part.arguments[0]!r}" for part in parts))
+        if self._first_read is not None:
+            return self._intention() + digest_of(f"{part.name} {part.arguments[0]!r}" for part in parts)
         said = [
             *(changes._said() for changes in self._documents.values()),
             *(part.intention for part, _, _ in self._others),

@@ -16,7 +16,7 @@ from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, Sch
 from omnistate.state._model import ANY, Expect, Precondition
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.store import Argument, Command, LogKeys, Position, merged_error, spell_operation
+from omnistate.store import DIGEST_SIZE, Argument, Command, LogKeys, Position, merged_error, spell_operation
 
 T = TypeVar("T")
 _INTEGER = re.compile(rb"-?\d{1,16}")
@@ -337,14 +337,29 @@ def _stored(reply: bytes) -> Stored:
     return Stored(parse_version(reply.partition(b"\n")[0]), (sums_of(reply) or [0])[0])
 
 
-def read_outcome(log: LogKeys, operation_id: str, digest: str) -> Command[bytes | None]:
-    """The result of an operation id, None where it was not applied. Raises `OperationIdReused`."""
+class Remembered(msgspec.Struct, frozen=True):
+    """What is known of an operation id that was applied."""
 
-    def parse(record: bytes) -> bytes | None:
+    digest: str  # of what was asked for; '' for an id that was made for the caller
+    result: bytes
+
+    @property
+    def changed(self) -> Changed:
+        """Of a call with several parts: what came of them."""
+        return _changed(self.result, repeated=True)
+
+
+def read_outcome(log: LogKeys, operation_id: str, digest: str) -> Command[Remembered | None]:
+    """What is remembered of an operation id, None where it was not applied.
+
+    Raises `OperationIdReused` unless the digests agree, as far as the caller's tells intentions apart (`DIGEST_SIZE`).
+    """
+
+    def parse(record: bytes) -> Remembered | None:
         said, _, result = record.partition(b":")
-        if record and said and digest and said != digest.encode():
+        if said and digest and said[:DIGEST_SIZE] != digest[:DIGEST_SIZE].encode():
             raise OperationIdReused(operation_id)
-        return result if record else None
+        return Remembered(said.decode(), result) if record else None
 
     return Command("log_outcome", (log.meta, log.written[2]), (spell_operation(operation_id),), parse)
 

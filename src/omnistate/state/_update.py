@@ -286,7 +286,7 @@ def _was_done(schema: Schema[Any], target: Target, one: Call) -> Flow[bool]:
         return False
     present = (yield from call(read(target))).held
     one.error, one.result, one.repeated = None, None, True
-    one.version = result_version(outcome)
+    one.version = result_version(outcome.result)
     one.after = schema.join(schema.upgrade(present.flat, present.class_version))
     return True
 

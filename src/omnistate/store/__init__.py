@@ -1,7 +1,7 @@
 """Connection, key names, server-side library and log. For the other slices: users import from `omnistate`."""
 
 from omnistate.store._binary import find_binary
-from omnistate.store._command import Argument, Command, digest_of, new_operation_id
+from omnistate.store._command import DIGEST_SIZE, Argument, Command, digest_of, new_operation_id
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
@@ -34,6 +34,7 @@ from omnistate.store._position import Position
 from omnistate.store._url import Endpoint, parse_url
 
 __all__ = [
+    "DIGEST_SIZE",
     "LONGEST_LOG",
     "MAX_PAGE",
     "PARTITIONS",

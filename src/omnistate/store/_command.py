@@ -19,9 +19,12 @@ def new_operation_id() -> str:
     return f"{_PREFIX}.{next(_COUNTER):x}"
 
 
+DIGEST_SIZE = 16  # characters
+
+
 def digest_of(said: Iterable[object]) -> str:
     """Tells what is asked for under one operation id apart."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE // 2)
     for one in said:
         text = one if isinstance(one, bytes) else str(one).encode()
         digest.update(len(text).to_bytes(4, "big") + text)
