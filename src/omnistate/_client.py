@@ -45,6 +45,10 @@ class Client:
         keyring: Keyring | None,
     ) -> None:
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
+        if keyring is not None and not isinstance(keyring, Keyring):
+            raise InvalidInput(
+                f"keyring must be a Keyring, not {type(keyring).__name__}: Keyring({{...}}, current=...)"
+            )
         if url is not None and data_dir is not None:
             raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
         self._endpoint = parse_url(url) if url is not None else None

@@ -633,6 +633,10 @@ async def test_items_are_given_out_in_order_and_settled_once(ana: Customer) -> N
     again = await queue.claim()
     assert again is not None
     assert (again.id, again.attempt, again.value) == (third.id, 2, "c")
+    elsewhere = ana.collection(omnistate.WorkQueue(str, name="elsewhere"))
+    for wrong in (lambda: elsewhere.done(again), lambda: queue.done("c")):  # type: ignore[arg-type]
+        with pytest.raises(omnistate.InvalidInput, match="claimed"):
+            await wrong()
     await again.done()
     await first.done()
     assert await queue.size() == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,6 +52,23 @@ async def test_history_tells_who_changed_what_and_when(omni: Client) -> None:
     assert all(abs(datetime.now(UTC) - one.time) < timedelta(minutes=1) for one in found)
     assert await ana.state(Order).history(limit=2) == found[:2]
     assert await ana.state(Order).history(before=found[2].version) == found[3:]
+    assert await ana.state(Order).history(before=found[0].time + timedelta(seconds=1)) == found
+    assert await ana.state(Order).history(before=found[-1].time) == []
+    for bad in ({"before": datetime.now()}, {"before": 5}, {"limit": 0}):  # noqa: DTZ005
+        with pytest.raises(omnistate.InvalidInput):
+            await ana.state(Order).history(**bad)  # type: ignore[arg-type]
+
+
+async def test_an_actors_changes_since_a_time_are_taken_back(omni: Client) -> None:
+    human, robot = omni.customer("ana").via("desk", actor="maria"), omni.customer("ana").via("ai", actor="gpt")
+    await robot.state(Order).patch(note="earlier")
+    (earlier,) = await human.state(Order).history()
+    while datetime.now(UTC) < earlier.time + timedelta(milliseconds=5):
+        await asyncio.sleep(0.001)
+    await robot.state(Order).patch(note="later", total=3)
+    undone = await human.state(Order).undo(actor="gpt", since=earlier.time + timedelta(milliseconds=2))
+    assert len(undone.changes) == 2
+    assert await human.state(Order).get() == Order(note="earlier")
 
 
 async def test_a_document_is_seen_as_it_was(omni: Client, raw: Redis, tenant: str) -> None:
@@ -158,6 +176,8 @@ async def test_what_one_actor_did_is_taken_back_and_others_work_stays(omni: Clie
     assert (await human.state(Order).history())[0].actor == "maria"
     again = await human.state(Order).undo(actor="gpt", since=since)
     assert (again.version, again.changes) == (None, [])
+    with pytest.raises(omnistate.InvalidInput, match="since"):
+        await human.state(Order).undo(actor="gpt", since=5)  # type: ignore[arg-type]
     back = await human.state(Order).undo(
         actor="maria", since=undone.version.__class__(since.epoch, undone.version.offset - 1)
     )

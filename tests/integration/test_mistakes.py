@@ -55,6 +55,8 @@ MISTAKES: list[tuple[Callable[[Client, StateHandle[Cart]], Any], type[Exception]
     (lambda omni, cart: omni.customer("ana").merge("ben"), omnistate.InvalidInput, "takes the other customer"),
     (lambda omni, cart: omni.conversation("nonsense"), omnistate.InvalidId, "looks like <customer>"),
     (lambda omni, cart: omnistate.connect("localhost:6379"), omnistate.InvalidInput, "use redis://"),
+    (lambda omni, cart: anext(omni.customer("ana").events(after=5)), omnistate.InvalidInput, "Position.parse"),
+    (lambda omni, cart: omnistate.connect(keyring={"k": b"x"}), omnistate.InvalidInput, "must be a Keyring, not dict"),
     (lambda omni, cart: omnistate.connect(timeout=5), omnistate.InvalidInput, "timeout=timedelta"),
     (lambda omni, cart: omnistate.connect("redis://x", data_dir="y"), omnistate.InvalidInput, "not both"),
     (lambda omni, cart: omnistate.connect("redis://x").customer("ana"), omnistate.NotConnected, "async with"),

@@ -272,6 +272,20 @@ async def test_a_datetime_without_a_time_zone_is_in_a_range_as_utc(omni: Client)
             assert await ids(query) == found, (hour, zone)
 
 
+async def test_a_document_that_cannot_be_read_stops_no_query(omni: Client, raw: Redis, tenant: str) -> None:
+    for name in ("ana", "ben", "cem"):
+        await omni.customer(name).state(Basket).set(Basket(total=5, owner="same"))
+    raw.hset(Keyspace(tenant).customer("ben").key("doc", "Basket"), "total", '"five"')
+    for query in (omni.query(Basket), omni.query(Basket).where("owner", equals="same")):
+        found = {one.customer_id: one async for one in query}
+        assert found.keys() == {"ana", "ben", "cem"}
+        assert found["ana"].value == found["cem"].value == Basket(total=5, owner="same")
+        with pytest.raises(omnistate.SchemaMismatch) as refused:
+            _ = found["ben"].value
+        assert refused.value.fields.keys() == {"total"}
+        assert any("'ben'" in note for note in refused.value.__notes__)
+
+
 async def test_large_integers_are_told_apart(omni: Client) -> None:
     await omni.customer("ana").state(Basket).patch(total=2**53 - 1)
     await omni.customer("ben").state(Basket).patch(total=2**60)

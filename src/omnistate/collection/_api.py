@@ -81,6 +81,10 @@ class CollectionHandle(Generic[C, R]):
         """For the slices on top: the entry of its header."""
         return self._target.entry
 
+    def is_at(self, other: CollectionHandle[Any, Any]) -> bool:
+        """Whether both are handles on one collection of one owner."""
+        return self._target.keys == other._target.keys
+
     def expect_part(self, expect: Precondition) -> Part:
         """For the slices on top: that it is as it was, as a part of a call."""
         return Part("expect", self._target.keys, (self._target.entry, expected(expect)))
@@ -687,6 +691,10 @@ class Item(Generic[T]):
     def __init__(self, queue: WorkQueueHandle[T], id_: int, attempt: int, read: Callable[[], T]) -> None:
         self._queue, self.id, self.attempt, self._read = queue, id_, attempt, read
 
+    def is_of(self, queue: WorkQueueHandle[Any]) -> bool:
+        """Whether it was claimed from this queue, of the same owner."""
+        return self._queue.is_at(queue)
+
     @property
     def value(self) -> T:
         """What is to be done. No round trip.
@@ -799,6 +807,13 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         return self._settle(item, "extend", lease)
 
     def _settle(self, item: Item[T], how: str, duration: timedelta = timedelta()) -> Awaitable[None]:
+        if not isinstance(item, Item):
+            raise InvalidInput(f"{self.declaration.name} takes an item that was claimed, not {type(item).__name__}")
+        if not item.is_of(self):
+            raise InvalidInput(
+                f"{item} was claimed from another queue than this {self.declaration.name}, or from that of another owner: use "
+                "the item's own verbs, such as item.done()"
+            )
         milliseconds = duration // timedelta(milliseconds=1)
         event = b',"how":"%b","id":%d' % (how.encode(), item.id)
         return self._change("settle", event, (how, item.id, item.attempt, milliseconds), lambda _: None)

@@ -33,6 +33,7 @@ from omnistate.store import (
     Keyspace,
     OwnOperationId,
     Position,
+    check_position,
     encode_id,
     open_log,
     read_log,
@@ -157,6 +158,8 @@ class Customer:
         Raises `PositionLost` when the log no longer reaches back that far: it never skips; `SchemaMismatch` for one that is
         damaged. Two round trips to start, none per event.
         """
+        if after is not None:
+            check_position("after", after)
         inbox = Inbox()
         leave = await self._services.feed.join(self._log, inbox)
         try:

@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 import msgspec
 
-from omnistate.errors import CustomerMerged, InvalidInput
+from omnistate.errors import CustomerMerged, InvalidInput, SchemaMismatch
 from omnistate.state import (
     UPDATED,
     AnyState,
@@ -37,13 +37,26 @@ _NOT_GIVEN: Any = object()
 class Found(Generic[AnyState]):
     """A document that a query found. `owner` is (what, id) when it is not the customer's own: ("conversation", id)."""
 
-    __slots__ = ("customer_id", "owner", "snapshot")
+    __slots__ = ("_snapshot", "customer_id", "owner")
 
-    def __init__(self, customer_id: str, owner: tuple[str, str] | None, snapshot: Snapshot[AnyState]) -> None:
-        self.customer_id, self.owner, self.snapshot = customer_id, owner, snapshot
+    def __init__(
+        self, customer_id: str, owner: tuple[str, str] | None, snapshot: Snapshot[AnyState] | SchemaMismatch
+    ) -> None:
+        self.customer_id, self.owner, self._snapshot = customer_id, owner, snapshot
+
+    @property
+    def snapshot(self) -> Snapshot[AnyState]:
+        """The document with its version. No round trip.
+
+        Raises `SchemaMismatch` when it cannot be read: the others of the query can.
+        """
+        if isinstance(self._snapshot, SchemaMismatch):
+            raise self._snapshot
+        return self._snapshot
 
     @property
     def value(self) -> AnyState:
+        """The document. No round trip. Raises as `snapshot` does."""
         return self.snapshot.value
 
     def __repr__(self) -> str:
@@ -203,10 +216,14 @@ class Query(Generic[AnyState]):
         log = self._keyspace.log(name)
         try:
             snapshot = await StateHandle(self._services, self._kind, log, _NO_ORIGIN, owner).read()
+            value = snapshot.value
+            if not snapshot.exists or not all(one.holds(value) for one in self._conditions):
+                return None
         except CustomerMerged:  # a merge is under way, and the survivor has the document, or soon will
             return None
-        if not snapshot.exists or not all(one.holds(snapshot.value) for one in self._conditions):
-            return None
+        except SchemaMismatch as error:  # it fits as far as the index says
+            error.add_note(f"found in the customer {log.id!r}")
+            return Found(log.id, owner, error)
         return Found(log.id, owner, snapshot)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -27,7 +28,7 @@ from omnistate.state._commands import (
     write,
 )
 from omnistate.state._events import GONE, Followed, decode_event
-from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, read_history
+from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, check_moment, read_history
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
@@ -45,6 +46,7 @@ from omnistate.store import (
     Position,
     check_duration,
     check_operation_id,
+    check_position,
     digest_of,
     encode_id,
     new_operation_id,
@@ -315,19 +317,17 @@ class StateHandle(Generic[AnyState]):
         )
         return (await self._store(Patch({}, steps=[(name, by)]), ANY, operation_id, digest)).sum
 
-    async def history(self, *, limit: int = 100, before: Position | None = None) -> list[Revision]:
-        """Who changed what and when, the newest first; with `before`, only changes before that position.
+    async def history(self, *, limit: int = 100, before: Position | datetime | None = None) -> list[Revision]:
+        """Who changed what and when, the newest first; with `before`, only changes before that position, or time.
 
         The class must have `history=`. One round trip that costs what is remembered.
         """
+        if type(limit) is not int or limit < 1:
+            raise InvalidInput(f"limit must be a number of changes, 1 or more, not {limit!r}")
+        if before is not None:
+            check_moment("before", before)
         past = await self._past()
-        found = []
-        for revision in past.revisions():
-            if before is None or (revision.version.epoch == before.epoch and revision.version.offset < before.offset):
-                found.append(revision)
-                if len(found) == limit:
-                    break
-        return found
+        return list(islice((one for one in past.revisions() if before is None or one.is_before(before)), limit))
 
     async def at(self, moment: Position | datetime) -> Snapshot[AnyState]:
         """The document as it was at a position of the log, or at a time (by the server's clock).
@@ -346,14 +346,15 @@ class StateHandle(Generic[AnyState]):
         newer = past.flat if after is None else past.at(after)[0]
         return changes_between(self.schema, older, newer)
 
-    async def undo(self, *, actor: str, since: Position, operation_id: str | None = None) -> Undone:
-        """Takes back what `actor` changed after a position: what only that actor touched last becomes what it was before.
+    async def undo(self, *, actor: str, since: Position | datetime, operation_id: str | None = None) -> Undone:
+        """Takes back what `actor` changed after a position or a time: what only that actor touched last becomes what it was.
 
         What somebody else has changed since is kept, and named in the result. The undoing is a change like every other, by
         you. Raises `PositionLost` when what is remembered does not reach back that far. Two round trips.
         """
         if operation_id is not None:
             check_operation_id(operation_id)
+        check_moment("since", since)
         for _ in range(MAX_RACES):
             past = await self._past()
             patch, undone = past.undo(actor, since)
@@ -408,8 +409,8 @@ class StateHandle(Generic[AnyState]):
         when that is nothing. Raises `PositionLost` when the log no longer reaches back that far: it never skips. Three
         round trips to start, none per change.
         """
-        if after is not None and not isinstance(after, Position):
-            raise InvalidInput("after must be a Position: that of a snapshot or a change, or Position.parse(text)")
+        if after is not None:
+            check_position("after", after)
         inbox = Inbox()
         leave = await self._services.feed.join(self.target.log, inbox)
         try:

@@ -39,6 +39,12 @@ class Revision(msgspec.Struct, frozen=True):
     changes: list[FieldChange]
     deleted: bool = False
 
+    def is_before(self, moment: Position | datetime) -> bool:
+        """Whether the change was made before a time, or stands before a position of the same log."""
+        if isinstance(moment, datetime):
+            return self.time < moment
+        return self.version.epoch == moment.epoch and self.version.offset < moment.offset
+
 
 class Undone(msgspec.Struct, frozen=True):
     """What `undo` did: the changes that it made, those of the actor that were kept because others wrote over them, and the
@@ -64,6 +70,14 @@ class _Step(msgspec.Struct):
     kind: str
     who: _Who
     fields: dict[bytes, bytes | None]
+
+
+def check_moment(name: str, moment: Any) -> None:
+    """Raises `InvalidInput` unless it is a moment of a document's past."""
+    if not isinstance(moment, Position) and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise InvalidInput(
+            f"{name} must be a Position of the log, or a datetime with a time zone, datetime.now(UTC): not {moment!r}"
+        )
 
 
 _decode_who = msgspec.json.Decoder(_Who).decode
@@ -161,6 +175,7 @@ class Past:
 
     def at(self, moment: Position | datetime) -> tuple[Flat, Position | None]:
         """The document and its version at a moment. Raises `PositionLost`, `InvalidInput`."""
+        check_moment("a moment", moment)
         is_after = self._judge(moment)
         flat, version = self.flat, self.version
         if not self._steps and version is None:
@@ -192,8 +207,6 @@ class Past:
             if moment.epoch != self.position.epoch:
                 raise self._forgotten(moment)
             return lambda step: step.version.offset > moment.offset
-        if not isinstance(moment, datetime) or moment.tzinfo is None:
-            raise InvalidInput("give a Position of the log, or a datetime with a time zone: datetime.now(UTC)")
         milliseconds = moment.timestamp() * 1000
         history = self._target.schema.history
         assert history is not None
@@ -201,15 +214,16 @@ class Past:
             raise self._forgotten(moment)
         return lambda step: step.time > milliseconds
 
-    def undo(self, actor: str, since: Position) -> tuple[Patch | None, Undone]:
+    def undo(self, actor: str, since: Position | datetime) -> tuple[Patch | None, Undone]:
         """The write that takes back what the actor changed last, and what of theirs was written over since."""
         self.at(since)  # what is remembered reaches back that far
+        is_after = self._judge(since)
         restored: dict[bytes, bytes | None] = {}
         settled: set[bytes] = set()  # names whose run of changes by this actor, seen from now, is over
         kept: dict[bytes, tuple[bytes | None, bytes | None]] = {}
         deadlines: dict[bytes, int] = {}  # of what is restored, in milliseconds since 1970
         for step, before, after, names in self._walk():
-            if step.version.offset <= since.offset:
+            if not is_after(step):
                 break
             for name in names:
                 if before.get(name) == after.get(name):

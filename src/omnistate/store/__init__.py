@@ -30,7 +30,7 @@ from omnistate.store._log import (
     read_log,
     spell_operation,
 )
-from omnistate.store._position import Position
+from omnistate.store._position import Position, check_position
 from omnistate.store._url import Endpoint, parse_url
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "call",
     "check_duration",
     "check_operation_id",
+    "check_position",
     "decode_id",
     "default_data_dir",
     "digest_of",
