@@ -17,7 +17,7 @@ from omnistate.errors import InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
 from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written
-from omnistate.store import EmbeddedServer, Keyspace, Link, check_duration, encode_id, library, parse_url, run
+from omnistate.store import EmbeddedServer, Keyspace, check_duration, encode_id, open_link, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
@@ -51,7 +51,7 @@ class Client:
             )
         if url is not None and data_dir is not None:
             raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
-        self._endpoint = parse_url(url) if url is not None else None
+        self._address = parse_url(url) if url is not None else None
         self._data_dir, self._durability, self._timeout = data_dir, durability, timeout
         self._keyspace = Keyspace(tenant, identity_secret=identity_secret)
         self._keyring = keyring
@@ -63,11 +63,11 @@ class Client:
     async def __aenter__(self) -> Self:
         if self._services is not None:
             raise OmnistateError("this client is already open: call connect() again for another one")
-        endpoint, check = self._endpoint, lambda: None
-        if endpoint is None:
+        address, check = self._address, lambda: None
+        if address is None:
             self._server = server = await EmbeddedServer.start(self._data_dir, profile=self._durability)
-            endpoint, check = parse_url(server.url), server.raise_if_failed
-        link = Link(endpoint, library(), timeout=self._timeout.total_seconds(), check_server=check)
+            address, check = parse_url(server.url), server.raise_if_failed
+        link = open_link(address, timeout=self._timeout.total_seconds(), check_server=check)
         try:
             await link.connect()
         except BaseException:
@@ -118,7 +118,7 @@ class Client:
     @property
     def url(self) -> str:
         """Where the store is, without its password: another process may connect to the embedded server by it."""
-        return str(self.services.link.endpoint)
+        return str(self.services.link.address)
 
     def customer(self, customer_id: str) -> Customer:
         """The customer of this id. No round trip; raises `InvalidId`."""

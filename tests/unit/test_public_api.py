@@ -60,6 +60,11 @@ print("fine")
         ("redis://h/abc", "must be a number"),
         ("unix://", "no path"),
         ("redis://:s3cret@h?ssl=no", "unknown option 'ssl'"),
+        ("redis://h?ca_file=x", "unknown option 'ca_file'"),
+        ("redis://:s3cret@h,other", "several hosts"),
+        ("redis+cluster://:s3cret@h/3", "no databases"),
+        ("redis+sentinel://:s3cret@h:26379", "ends with the name of the primary"),
+        ("redis+raft://h", "unknown scheme"),
     ],
 )
 def test_a_url_that_cannot_be_used_says_so_without_its_password(url: str, words: str) -> None:
@@ -69,8 +74,24 @@ def test_a_url_that_cannot_be_used_says_so_without_its_password(url: str, words:
 
 
 def test_urls_are_read() -> None:
-    endpoint = parse_url("rediss://ana:p%40ss@db.example:7000/3")
+    (endpoint,) = parse_url("rediss://ana:p%40ss@db.example:7000/3").endpoints
     assert (endpoint.host, endpoint.port, endpoint.database, endpoint.tls) == ("db.example", 7000, 3, True)
     assert (endpoint.username, endpoint.password) == ("ana", "p@ss")
     assert "p@ss" not in repr(endpoint) + str(endpoint)
-    assert parse_url("unix:///a%20b.sock?db=2").path == "/a b.sock"
+    assert parse_url("unix:///a%20b.sock?db=2").endpoints[0].path == "/a b.sock"
+    assert str(parse_url("valkeys://h/1")) == "rediss://h:6379"
+
+
+def test_urls_of_several_servers_are_read() -> None:
+    cluster = parse_url("rediss+cluster://ana:p%40ss@one:7000,[::1]:7001,three?ca_file=ca.pem&cert_file=me.pem")
+    assert [(one.host, one.port) for one in cluster.endpoints] == [("one", 7000), ("::1", 7001), ("three", 6379)]
+    assert {(one.username, one.password, one.ca_file, one.cert_file) for one in cluster.endpoints} == {
+        ("ana", "p@ss", "ca.pem", "me.pem")
+    }
+    assert str(cluster) == "rediss+cluster://one:7000,[::1]:7001,three:6379"
+    sentinel = parse_url("redis+sentinel://:s3cret@one,two:5000/the%20shop?sentinel_password=watch&db=2")
+    assert [(one.host, one.port, one.password) for one in sentinel.endpoints] == [
+        ("one", 26379, "watch"), ("two", 5000, "watch"),
+    ]  # fmt: skip
+    assert (sentinel.service, sentinel.server.password, sentinel.server.database) == ("the shop", "s3cret", 2)
+    assert "s3cret" not in repr(sentinel) + str(sentinel)

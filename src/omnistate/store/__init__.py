@@ -31,7 +31,8 @@ from omnistate.store._log import (
     spell_operation,
 )
 from omnistate.store._position import Position, check_position
-from omnistate.store._url import Endpoint, parse_url
+from omnistate.store._topology import open_link
+from omnistate.store._url import parse_url
 
 __all__ = [
     "DIGEST_SIZE",
@@ -41,7 +42,6 @@ __all__ = [
     "Argument",
     "Command",
     "EmbeddedServer",
-    "Endpoint",
     "Entry",
     "Feed",
     "Flow",
@@ -67,6 +67,7 @@ __all__ = [
     "library",
     "merged_error",
     "new_operation_id",
+    "open_link",
     "open_log",
     "opening",
     "parse_url",

@@ -65,6 +65,10 @@ class Connection(asyncio.Protocol):
             self._flush()
         return future
 
+    def send_unheard(self, packed: bytes) -> None:
+        """Sends a command whose answer does not matter."""
+        self.send(packed).add_done_callback(lambda future: future.cancelled() or future.exception())
+
     def listen(self, listener: Callable[[Any], None]) -> None:
         """Subscriber mode: from now on everything that arrives goes to `listener`, and only `write` may be used."""
         self._listener = listener

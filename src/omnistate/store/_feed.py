@@ -11,12 +11,15 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import hiredis
+
 from omnistate.errors import NotConnected, OmnistateError, PositionLost, StoreError
 from omnistate.store._command import Command
-from omnistate.store._connection import Connection, ConnectionLost, pack
+from omnistate.store._connection import Connection, pack
 from omnistate.store._keys import LogKeys
 from omnistate.store._link import Link
 from omnistate.store._log import LONGEST_LOG, Entry, open_log, read_log
+from omnistate.store._node import Node
 from omnistate.store._position import Position
 
 CHECK_EVERY = 40.0  # seconds between looks at quiet logs, and the longest that a lost last message stays unseen
@@ -37,8 +40,8 @@ Leave = Callable[[], None]
 class _Topic:
     """One log as this process sees it: `position` is the newest entry that all listeners have been given."""
 
-    def __init__(self, keys: LogKeys) -> None:
-        self.keys = keys
+    def __init__(self, keys: LogKeys, shard: _Shard) -> None:
+        self.keys, self.shard = keys, shard
         self.listeners: dict[int, Listener] = {}
         self.position: Position | None = None
         self.waiting: list[tuple[str, Entry]] = []
@@ -62,17 +65,94 @@ class _Topic:
             listener.on_lost()
 
 
+class _Shard:
+    """The logs that one server has: a connection that is subscribed to their topics."""
+
+    def __init__(self, node: Node, on_message: Callable[[_Shard, Any], None]) -> None:
+        self._node, self._on_message = node, on_message
+        self._topics: set[bytes] = set()
+        self._asked: dict[bytes, int] = {}  # subscriptions sent and not confirmed yet, per topic
+        self._given_up: dict[bytes, int] = {}  # the same of their ends
+        self._subscriber: _Subscriber | None = None
+        self._keeper = asyncio.create_task(self._keep())
+
+    def add(self, name: bytes) -> None:
+        self._topics.add(name)
+        self._subscribe(name)
+
+    def remove(self, name: bytes) -> None:
+        self._topics.discard(name)
+        if self._subscriber is not None:
+            self._given_up[name] = self._given_up.get(name, 0) + 1
+            self._subscriber.say("SUNSUBSCRIBE", name)
+
+    def is_confirmed(self, name: bytes) -> bool:
+        """Counts a confirmation; whether it was that of the last subscription."""
+        return _count_down(self._asked, name)
+
+    def is_expelled(self, name: bytes) -> bool:
+        """Counts the end of a subscription; whether the server has ended it, because the topic's slot moved."""
+        is_asked = name in self._given_up
+        if is_asked:
+            _count_down(self._given_up, name)
+        return not is_asked and name in self._topics
+
+    def restart(self) -> None:
+        """Connects and subscribes anew."""
+        if self._subscriber is not None:
+            self._subscriber.close()
+
+    async def close(self) -> None:
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._subscriber is not None:
+            self._subscriber.close()
+
+    def _subscribe(self, name: bytes) -> None:
+        if self._subscriber is not None:  # else the keeper subscribes to everything once it has a connection
+            self._asked[name] = self._asked.get(name, 0) + 1
+            self._subscriber.say("SSUBSCRIBE", name)
+
+    async def _keep(self) -> None:
+        """Holds a subscriber connection; after each reconnect everything is subscribed and read again."""
+        pause = 0.02
+        while not self._node.is_retired:  # then the topics are moved to another server's shard
+            try:
+                connection = await self._node.dial()
+            except (OSError, StoreError):
+                # Writers are served again as soon as the link is back, and a log holds only so many entries: do not lag.
+                await self._node.wait_until_connected(pause * (0.5 + random.random()))
+                pause = min(pause * 2, 1.0)
+                continue
+            pause = 0.02
+            self._asked.clear()
+            self._given_up.clear()
+            self._subscriber = _Subscriber(connection, lambda message: self._on_message(self, message))
+            for name in self._topics:
+                self._subscribe(name)
+            await self._subscriber.watch()
+            self._subscriber = None
+
+
+def _count_down(counts: dict[bytes, int], name: bytes) -> bool:
+    left = counts.pop(name, 1) - 1
+    if left > 0:
+        counts[name] = left
+    return left <= 0
+
+
 class Feed:
-    """The live logs of one process. Two connections serve any number of logs and listeners."""
+    """The live logs of one process. A connection to each server that has some serves any number of logs and listeners."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._topics: dict[bytes, _Topic] = {}
-        self._asked: dict[bytes, int] = {}  # subscriptions sent and not confirmed yet, per topic
-        self._subscriber: _Subscriber | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._shards: dict[Node, _Shard] = {}
         self._checker: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
+        link.on_moved(self._follow)
 
     async def join(self, keys: LogKeys, listener: Listener) -> Leave:
         """Tells `listener` every entry written after this returns; returns how to stop. Two round trips when first."""
@@ -80,9 +160,8 @@ class Feed:
             raise NotConnected
         topic = self._topics.get(keys.topic)
         if topic is None:
-            topic = self._topics[keys.topic] = _Topic(keys)
-            self._start()
-            self._subscribe([keys.topic])
+            topic = self._topics[keys.topic] = _Topic(keys, self._shard_of(keys.topic))
+            topic.shard.add(keys.topic)
         token = id(listener)
         topic.listeners[token] = listener
 
@@ -106,58 +185,48 @@ class Feed:
     async def close(self) -> None:
         """Whoever listens is told; a reader that then looks into the log finds that the client is closed."""
         self._closed = True
-        tasks = [task for task in (self._keeper, self._checker) if task is not None]
-        tasks += [topic.repair for topic in self._topics.values() if topic.repair is not None]
+        tasks = [topic.repair for topic in self._topics.values() if topic.repair is not None]
+        tasks += [task for task in (self._checker, self._finding, *self._leaving) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._subscriber is not None:
-            self._subscriber.close()
+        await asyncio.gather(*tasks, *(shard.close() for shard in self._shards.values()), return_exceptions=True)
         for topic in self._topics.values():
             topic.joined.cancel()
             for listener in list(topic.listeners.values()):
                 listener.on_lost()
         self._topics.clear()
 
-    def _start(self) -> None:
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+    def _shard_of(self, name: bytes) -> _Shard:
+        if self._checker is None:
             self._checker = asyncio.create_task(self._check())
+        node = self._link.node_of(name)
+        if node not in self._shards:
+            self._shards[node] = _Shard(node, self._on_message)
+        return self._shards[node]
+
+    def _follow(self) -> None:
+        """Logs may be on other servers now: their topics are subscribed there, and read, as after a reconnect."""
+        for name, topic in self._topics.items():
+            shard = self._shard_of(name)
+            if shard is not topic.shard:
+                topic.shard.remove(name)
+                topic.shard = shard
+                shard.add(name)
+        needed = {topic.shard for topic in self._topics.values()}
+        for node, shard in list(self._shards.items()):
+            if shard not in needed:
+                del self._shards[node]
+                self._leaving.add(task := asyncio.create_task(shard.close()))
+                task.add_done_callback(self._leaving.discard)
 
     def _drop(self, topic: _Topic) -> None:
         name = topic.keys.topic
         if self._topics.get(name) is topic:
             del self._topics[name]
-            if self._subscriber is not None:
-                self._subscriber.say("SUNSUBSCRIBE", name)
+            topic.shard.remove(name)
         if topic.repair is not None:
             topic.repair.cancel()
         topic.joined.cancel()
-
-    def _subscribe(self, names: list[bytes]) -> None:
-        if self._subscriber is None:
-            return  # the keeper subscribes to everything once it has a connection
-        for name in names:
-            self._asked[name] = self._asked.get(name, 0) + 1
-            self._subscriber.say("SSUBSCRIBE", name)
-
-    async def _keep(self) -> None:
-        """Holds a subscriber connection; after each reconnect everything is subscribed and read again."""
-        pause = 0.02
-        while not self._closed:
-            try:
-                connection = await self._link.dial()
-            except (OSError, ConnectionLost, StoreError):
-                # Writers are served again as soon as the link is back, and a log holds only so many entries: do not lag.
-                await self._link.wait_until_connected(pause * (0.5 + random.random()))
-                pause = min(pause * 2, 1.0)
-                continue
-            pause = 0.02
-            self._asked.clear()
-            self._subscriber = _Subscriber(connection, self._on_message)
-            self._subscribe(list(self._topics))
-            await self._subscriber.watch()
-            self._subscriber = None
 
     async def _check(self) -> None:
         while True:
@@ -167,19 +236,32 @@ class Feed:
                     self._repair(topic)
                     await asyncio.sleep(0.001)
 
-    def _on_message(self, message: list[Any]) -> None:
+    async def _find(self, shard: _Shard) -> None:
+        """A server has refused or ended subscriptions: other servers have their logs, or will have."""
+        await self._link.rediscover()
+        await asyncio.sleep(0.1 * random.random())
+        if shard in self._shards.values():
+            shard.restart()
+
+    def _on_message(self, shard: _Shard, message: Any) -> None:
+        if isinstance(message, hiredis.ReplyError):
+            self._lose(shard)
+            return
         kind, name = message[0], message[1]
         topic = self._topics.get(name)
         if kind == b"ssubscribe":
-            left = self._asked.get(name, 1) - 1
-            self._asked[name] = left
-            if left <= 0:
-                self._asked.pop(name, None)
-                if topic is not None:
-                    self._repair(topic)
+            if shard.is_confirmed(name) and topic is not None and topic.shard is shard:
+                self._repair(topic)
+        elif kind == b"sunsubscribe":
+            if shard.is_expelled(name):
+                self._lose(shard)
         elif kind == b"smessage" and topic is not None:
             epoch, offset, event = message[2].split(b" ", 2)
             self._on_entry(topic, epoch.decode(), Entry(int(offset), event))
+
+    def _lose(self, shard: _Shard) -> None:
+        if self._finding is None or self._finding.done():
+            self._finding = asyncio.create_task(self._find(shard))
 
     def _on_entry(self, topic: _Topic, epoch: str, entry: Entry) -> None:
         if topic.repair is None and topic.deliver(epoch, entry):
@@ -235,7 +317,7 @@ class _Subscriber:
 
     PING_EVERY = 5.0
 
-    def __init__(self, connection: Connection, on_message: Callable[[list[Any]], None]) -> None:
+    def __init__(self, connection: Connection, on_message: Callable[[Any], None]) -> None:
         self._connection = connection
         self._heard = asyncio.get_running_loop().time()
         self._on_message = on_message
@@ -259,5 +341,5 @@ class _Subscriber:
 
     def _receive(self, message: Any) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if isinstance(message, list):
+        if isinstance(message, list | hiredis.ReplyError):
             self._on_message(message)

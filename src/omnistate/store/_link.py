@@ -1,4 +1,4 @@
-"""The way to one server: connects, logs in, loads the library, sends commands, and tries again until the deadline.
+"""The way to the store: sends each command to the server that has its keys, and tries again until the deadline.
 
 Every write carries an operation id, so a command whose reply was lost is sent again and applied once. What stays
 unknown at the deadline raises `AmbiguousWrite`; a command that never left raises `StoreUnavailable`.
@@ -7,100 +7,136 @@ unknown at the deadline raises `AmbiguousWrite`; a command that never left raise
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import hiredis
 
 from omnistate.errors import (
     AmbiguousWrite,
-    LibraryMissing,
     NotConnected,
     OmnistateError,
     Overloaded,
-    PermissionRefused,
     StoreError,
     StoreUnavailable,
 )
 from omnistate.store._command import Command
-from omnistate.store._connection import Connection, ConnectionLost, open_connection, pack
+from omnistate.store._connection import Connection, ConnectionLost, pack
 from omnistate.store._library import Library
+from omnistate.store._node import FIRST_PAUSE, LONGEST_PAUSE, Locate, Node
 from omnistate.store._replies import is_function_missing, is_passing, to_error
-from omnistate.store._url import Endpoint
+from omnistate.store._url import Address, Endpoint
 
 T = TypeVar("T")
 MAX_IN_FLIGHT = 20_000
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_ASKING = pack("ASKING")
+_TURNS = 5  # redirections of one call that are followed at once
+_NO_ANSWER: Any = object()
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One call that did not succeed at once: what has been tried."""
+
+    deadline: float  # of the loop's clock
+    sent: bool  # a try may have been applied
+    said: str  # what went wrong last
+    asking: bool = False  # the next try is for a server that a slot is being moved to
+    turns: int = 0
+    pause: float = FIRST_PAUSE
+    reloaded: set[Node] = field(default_factory=set)
+
+    async def rest(self) -> None:
+        """Waits longer each time, and not past the deadline."""
+        left = self.deadline - asyncio.get_running_loop().time()
+        await asyncio.sleep(max(min(self.pause * (0.5 + random.random()), left), 0))
+        self.pause = min(self.pause * 2, LONGEST_PAUSE)
 
 
 class Link:
-    """One automatically pipelined connection, replaced when it fails. `timeout` seconds bound each call as a whole."""
+    """The store on one server. `timeout` seconds bound each call as a whole.
+
+    A store on several servers overrides where a command goes (`node_of`), what an error reply says of that (`_redirect`),
+    and how it is found out anew (`rediscover`).
+    """
+
+    patience = 60.0  # seconds that a call waits for a connection to a server before it asks again which server it is
+    wants_primaries = False  # whether a server that is found to be a replica is left
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        address: Address,
         library: Library,
         *,
         timeout: float,
         check_server: Callable[[], None] = lambda: None,
     ) -> None:
-        self.endpoint = endpoint
-        self._library = library
-        self._timeout = timeout
-        self._check_server = check_server  # raises when the embedded server has given up for good
+        self.address = address
+        self._library, self._timeout, self._check_server = library, timeout, check_server
         self._functions: dict[str, bytes] = {}
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[Connection] | None = None
-        self._waiting = 0
-        self._opened = asyncio.Event()
         self._closed = False
-        self._last_error = "not connected yet"
+        self._listeners: list[Callable[[], None]] = []
+        self._node = self._make_node(address.endpoints[0])
 
     async def execute(self, command: Command[T]) -> T:
         """The parsed reply, in one round trip unless something fails."""
-        connection = self._connection
+        connection = self.node_of(command.keys[0]).connection
         if connection is None or not connection.is_open:
             return await self._persist(command, sent=False)
         if connection.in_flight >= MAX_IN_FLIGHT:
-            raise Overloaded(f"{MAX_IN_FLIGHT:,} calls already wait for {self.endpoint}: slow down and call again")
+            raise Overloaded(f"{MAX_IN_FLIGHT:,} calls already wait for {self.address}: slow down and call again")
         started = asyncio.get_running_loop().time()
         try:
             reply = await connection.send(self._pack(command))
         except ConnectionLost as lost:
-            self._last_error = str(lost)
-            return await self._persist(command, sent=True, started=started)
+            return await self._persist(command, sent=True, started=started, said=str(lost))
         if isinstance(reply, hiredis.ReplyError):
             return await self._persist(command, sent=False, started=started, reply=reply)
         return command.parse(reply)
 
     async def connect(self) -> None:
         """Connects now rather than at the first call. Raises what a call would raise."""
-        await self._connected(asyncio.get_running_loop().time() + self._timeout)
+        await self._connect(self._node, asyncio.get_running_loop().time() + self._timeout)
 
-    async def dial(self) -> Connection:
-        """A further connection, logged in, for subscriptions. Raises `OSError` or `StoreError`."""
-        connection = await open_connection(self.endpoint, stall=self._timeout / 2)
-        try:
-            await self._log_in(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def node_of(self, key: bytes) -> Node:  # noqa: ARG002 - there is one
+        """The server that has this key, as far as is known."""
+        return self._node
 
-    async def wait_until_connected(self, seconds: float) -> None:
-        """Returns as soon as a new connection is made here, and after so many seconds at the latest."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._opened.wait()
+    def on_moved(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever `node_of` may have changed."""
+        self._listeners.append(listener)
 
     async def close(self) -> None:
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.close()
+        self._node.retire("the client is closed")
+
+    def _make_node(self, endpoint: Endpoint) -> Node:
+        async def locate() -> Endpoint:
+            return endpoint
+
+        return self._make_node_where(locate)
+
+    def _make_node_where(self, locate: Locate) -> Node:
+        return Node(
+            locate,
+            self._library,
+            stall=self._timeout / 2,
+            primary=self.wants_primaries,
+            check_server=self._check_server,
+        )
+
+    def _redirect(self, message: str, node: Node) -> Node | None:  # noqa: ARG002 - nobody to redirect to
+        """The server that an error reply sends the command to."""
+        return None
+
+    async def rediscover(self) -> None:
+        """Finds out where commands go, after a server has not done as expected. Takes a moment; raises nothing."""
+
+    def _moved(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _pack(self, command: Command[Any]) -> bytes:
         function = self._functions.get(command.function)
@@ -116,145 +152,90 @@ class Link:
         sent: bool,
         started: float | None = None,
         reply: hiredis.ReplyError | None = None,
+        said: str = "",
     ) -> T:
-        """Tries until the deadline. `sent`: an earlier try may have been applied."""
-        loop = asyncio.get_running_loop()
-        deadline = (started if started is not None else loop.time()) + self._timeout
-        pause, reloaded = _FIRST_PAUSE, False
+        """Tries until the deadline. `sent`: an earlier try may have been applied. `said`: what went wrong."""
+        now = asyncio.get_running_loop().time
+        trial = _Trial((started if started is not None else now()) + self._timeout, sent, said)
+        node, target = self.node_of(command.keys[0]), None
         while True:
             if reply is not None:
-                message = str(reply)
-                if is_function_missing(message) and not reloaded:
-                    reloaded = True
-                    await self._load_library(deadline)
-                elif is_passing(message):
-                    self._last_error = message[:80]
-                    self._drop_stale(message)
-                    await asyncio.sleep(min(pause * (0.5 + random.random()), max(deadline - loop.time(), 0)))
-                    pause = min(pause * 2, _LONGEST_PAUSE)
-                else:
-                    raise to_error(message)
-            if loop.time() >= deadline:
-                raise self._give_up(command, sent)
-            try:
-                connection = await self._connected(deadline)
-            except OmnistateError as error:
-                if sent and command.operation_id is not None:
-                    raise AmbiguousWrite(command.operation_id, str(error)) from error
-                raise
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer = await connection.send(self._pack(command))
-            except (ConnectionLost, TimeoutError) as lost:
-                sent, reply = True, None
-                self._last_error = str(lost) or "no reply in time"
-                continue
-            if not isinstance(answer, hiredis.ReplyError):
+                target = await self._heed(str(reply), node, trial)
+            if now() >= trial.deadline:
+                raise self._give_up(command, trial)
+            node = target or self.node_of(command.keys[0])
+            answer = await self._attempt(command, node, trial)
+            if isinstance(answer, hiredis.ReplyError):
+                reply = answer
+            elif answer is not _NO_ANSWER:
                 return command.parse(answer)
-            reply = answer
+            else:
+                reply = target = None
+                await self.rediscover()
 
-    def _give_up(self, command: Command[Any], sent: bool) -> StoreError:
-        if sent and command.operation_id is not None:
-            return AmbiguousWrite(command.operation_id, self._last_error)
-        return self._unavailable()
+    async def _attempt(self, command: Command[Any], node: Node, trial: _Trial) -> Any:
+        """The answer, `_NO_ANSWER` when another try may have one."""
+        try:
+            connection = await self._connect(node, trial.deadline)
+        except StoreUnavailable:
+            trial.said = node.last_error
+            return _NO_ANSWER
+        except OmnistateError as error:
+            if trial.sent and command.operation_id is not None:
+                raise AmbiguousWrite(command.operation_id, str(error)) from error
+            raise
+        try:
+            async with asyncio.timeout_at(trial.deadline):
+                if trial.asking:
+                    connection.send_unheard(_ASKING)
+                return await connection.send(self._pack(command))
+        except (ConnectionLost, TimeoutError) as lost:
+            trial.sent, trial.said = True, str(lost) or "no reply in time"
+            return _NO_ANSWER
+        finally:
+            trial.asking = False
 
-    def _unavailable(self) -> StoreUnavailable:
+    async def _heed(self, message: str, node: Node, trial: _Trial) -> Node | None:
+        """Does what an error reply asks for, and returns where the command is to be sent. Raises what no try will mend."""
+        if is_function_missing(message) and node not in trial.reloaded:
+            trial.reloaded.add(node)
+            await node.load_library(await self._connect(node, trial.deadline))
+            return node
+        target = self._redirect(message, node)
+        if target is None and not is_passing(message):
+            raise to_error(message)
+        trial.said = message[:80]
+        if target is not None:
+            trial.asking = message.startswith("ASK ")
+            trial.turns += 1
+            if trial.turns > _TURNS:  # the servers do not agree yet
+                await trial.rest()
+            return target
+        if message.startswith("READONLY"):
+            node.drop("the server became a replica")  # it keeps its old clients
+        await self.rediscover()
+        await trial.rest()
+        return None
+
+    def _give_up(self, command: Command[Any], trial: _Trial) -> StoreError:
+        if trial.sent and command.operation_id is not None:
+            return AmbiguousWrite(command.operation_id, trial.said)
+        return self._unavailable(trial.said)
+
+    def _unavailable(self, said: str) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self.endpoint} did not answer within {self._timeout:g} s ({self._last_error}): check that it runs"
+            f"{self.address} did not answer within {self._timeout:g} s ({said}): check that it runs"
         )
 
-    def _drop_stale(self, message: str) -> None:
-        """A node that has become a replica keeps its old clients: leave it, so that the next try asks anew."""
-        if message.startswith("READONLY") and self._connection is not None:
-            self._connection.close("the server became a replica")
-
-    async def _connected(self, deadline: float) -> Connection:
+    async def _connect(self, node: Node, deadline: float) -> Connection:
+        """Raises `StoreUnavailable` when it takes too long."""
         if self._closed:
             raise NotConnected
-        if self._connection is not None and self._connection.is_open:
-            return self._connection
-        if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.create_task(self._reconnect())
-        task, self._waiting = self._connecting, self._waiting + 1
         try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.shield(task)
+            return await node.connected(min(deadline, asyncio.get_running_loop().time() + self.patience))
         except TimeoutError:
-            raise self._unavailable() from None
-        finally:
-            self._waiting -= 1
-            if self._waiting == 0 and not task.done():
-                task.cancel()  # it ends later; who comes meanwhile starts another
-                self._connecting = None
-
-    async def _reconnect(self) -> Connection:
-        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""
-        pause = _FIRST_PAUSE
-        while True:
-            self._check_server()
-            try:
-                connection = await self.dial()
-                try:
-                    await self._ensure_library(connection)
-                except BaseException:
-                    connection.close()
-                    raise
-            except (OSError, ConnectionLost, StoreUnavailable) as error:
-                self._last_error = _reason(error)
-            else:
-                self._connection = connection
-                self._opened.set()
-                self._opened.clear()
-                return connection
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 2, _LONGEST_PAUSE)
-
-    async def _log_in(self, connection: Connection) -> None:
-        endpoint = self.endpoint
-        if endpoint.password is not None:
-            user = (endpoint.username,) if endpoint.username else ()
-            await _say(connection, "AUTH", *user, endpoint.password)
-        await _say(connection, "PING")
-        if endpoint.database:
-            await _say(connection, "SELECT", endpoint.database)
-
-    async def _ensure_library(self, connection: Connection) -> None:
-        try:
-            if await _say(connection, "FUNCTION", "LIST", "LIBRARYNAME", self._library.name):
-                return
-        except PermissionRefused:
-            return  # an operator may load the library and allow FCALL alone: the first call will tell
-        await self._load(connection)
-
-    async def _load_library(self, deadline: float) -> None:
-        await self._load(await self._connected(deadline))
-
-    async def _load(self, connection: Connection) -> None:
-        reply = await connection.send(pack("FUNCTION", "LOAD", self._library.code))
-        if not isinstance(reply, hiredis.ReplyError) or "already exists" in str(reply):
-            return
-        error = to_error(str(reply))
-        if isinstance(error, PermissionRefused):
-            raise LibraryMissing(
-                f"the library {self._library.name} is not on the server and this user may not load it: "
-                "connect once as a user with +function|load"
-            )
-        raise error
-
-
-async def _say(connection: Connection, *words: str | int) -> Any:
-    reply = await connection.send(pack(*words))
-    if isinstance(reply, hiredis.ReplyError):
-        raise to_error(str(reply))
-    return reply
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such socket"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return (str(error) or type(error).__name__)[:160]
-
-
-Execute = Callable[[Command[Any]], Awaitable[Any]]
+            raise self._unavailable(node.last_error) from None
+        except NotConnected:
+            if self._closed:
+                raise
+            raise self._unavailable(node.last_error) from None

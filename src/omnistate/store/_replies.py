@@ -41,7 +41,8 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
         "the server cannot persist writes: free disk space, or run BGREWRITEAOF after an I/O error",
     ),
     ("CROSSSLOT", StoreError, "the keys of one call are in several slots: please report this as a bug"),
-    ("MOVED", StoreError, "the server is a cluster node: connect to a single server; clusters are not supported yet"),
+    ("MOVED", StoreError, "the server is a node of a cluster: connect by redis+cluster://host:port,host:port"),
+    ("ERR This instance has cluster support disabled", StoreError, "the server is no cluster: connect by redis://"),
 )
 
 

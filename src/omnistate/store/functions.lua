@@ -25,6 +25,7 @@ local OPS_MANY = 100000         -- so many operation ids in a generation may sho
 local OPS_LEAST = 120000        -- but never below this (milliseconds)
 local RESULTS_MOST = 4194304    -- bytes of large results in a generation that may shorten it in the same way
 local RESULT_LARGE = 1024       -- bytes of a result from which on they are counted
+local EPOCH_TIME = 13           -- hexadecimal digits of an epoch's time in microseconds, until 2112
 local COMPACT = 128             -- entries of a log up to which its meta may be stored compactly
 
 local function milliseconds()
@@ -35,10 +36,14 @@ end
 
 local function text(number) return format('%d', number) end
 
--- A new epoch for a log that has none. TIME is in microseconds and this server runs one function at a time.
+-- Which primary this is: '' for one that never was a replica, else 8 hexadecimal digits of its own.
+local primary = ''
+
+-- A new epoch for a log. TIME is in microseconds and this server runs one function at a time. A replica that has become
+-- the primary may lack what the one before it had answered: so it numbers on in an epoch of its own, whose end names it.
 local function new_epoch()
   local time = redis_call('TIME')
-  return format('%x', time[1] * 1000000 + time[2])
+  return format('%x', time[1] * 1000000 + time[2]) .. primary
 end
 
 -- What is known of the operation ids args[2 ...]. `records` holds them from index `first` on. Returns a reply when any was
@@ -83,6 +88,7 @@ local function open(keys, args, merged_too, field)
   log.turn, log.header, log.expire, log.falls_due, log.fields, log.outlive = meta[3], meta[4], false, false, false, 0
   if state then
     local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
+    if sub(epoch, EPOCH_TIME + 1) ~= primary then epoch = new_epoch() end
     log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = offset == '0', epoch, tonumber(offset), older, due, rest
     if older == '1' then
       reply = repeated(args, count, redis_call('HMGET', keys[3], unpack(args, 2, count + 1)), 1)
@@ -256,5 +262,16 @@ local function log_read(keys, args)
   return reply
 end
 
+-- arrive: what every client says when it connects, so that a server knows when it has become the primary
+-- reply: {role, which primary this is}
+local function arrive()
+  local said = redis_pcall('INFO', 'replication')
+  if type(said) ~= 'string' then return {'', ''} end
+  local id, before = match(said, 'master_replid:(%x+)'), match(said, 'master_replid2:(%x+)')
+  primary = before and find(before, '[^0]') and sub(id, 1, 8) or ''
+  return {match(said, 'role:(%a+)'), primary}
+end
+
+define('arrive', arrive, READS)
 define('log_open', log_open)
 define('log_read', log_read, READS)

@@ -1,0 +1,195 @@
+"""The way to one server: connects, logs in, loads the library, and keeps one automatically pipelined connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+from weakref import WeakSet
+
+import hiredis
+
+from omnistate.errors import (
+    LibraryMissing,
+    NotConnected,
+    PermissionRefused,
+    StoreUnavailable,
+)
+from omnistate.store._connection import Connection, ConnectionLost, open_connection, pack
+from omnistate.store._library import Library
+from omnistate.store._replies import to_error
+from omnistate.store._url import Endpoint
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
+Locate = Callable[[], Awaitable[Endpoint]]
+
+
+class Node:
+    """One server. Its `connection` is replaced when it fails; whoever sends looks whether it is open.
+
+    `locate` tells where it is, anew for each connection. With `primary` it must not be a replica. `stall`: a connection
+    whose oldest reply is this many seconds late is given up.
+    """
+
+    def __init__(
+        self,
+        locate: Locate,
+        library: Library,
+        *,
+        stall: float,
+        primary: bool,
+        check_server: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._locate, self._library, self._stall, self._is_primary = locate, library, stall, primary
+        self._check_server = check_server  # raises when the embedded server has given up for good
+        self._arrive = pack(b"FCALL", library.function("arrive"), 0)
+        self._connecting: asyncio.Task[Connection] | None = None
+        self._waiting = 0
+        self._opened = asyncio.Event()
+        self._dialed: WeakSet[Connection] = WeakSet()
+        self.is_retired = False
+        self.connection: Connection | None = None
+        self.last_error = "not connected yet"
+
+    async def connected(self, deadline: float) -> Connection:
+        """The connection, as soon as it is open. Raises `TimeoutError` at the deadline (of the loop's clock), `NotConnected`
+        when the node is no longer in use, and what waiting does not mend."""
+        if self.is_retired:
+            raise NotConnected
+        if self.connection is not None and self.connection.is_open:
+            return self.connection
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._reconnect())
+        task, self._waiting = self._connecting, self._waiting + 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self.is_retired:
+                raise NotConnected from None
+            raise
+        finally:
+            self._waiting -= 1
+            if self._waiting == 0 and not task.done():
+                task.cancel()  # it ends later; who comes meanwhile starts another
+                self._connecting = None
+
+    async def dial(self) -> Connection:
+        """A further connection, logged in. Raises `OSError`, `ConnectionLost` or `StoreError`."""
+        if self.is_retired:
+            raise StoreUnavailable("the server is no longer in use")
+        endpoint = await self._locate()
+        connection = await open_connection(endpoint, stall=self._stall)
+        self._dialed.add(connection)
+        try:
+            await log_in(connection, endpoint)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def wait_until_connected(self, seconds: float) -> None:
+        """Returns as soon as a new connection is made here, and after so many seconds at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
+
+    async def load_library(self, connection: Connection) -> None:
+        """Raises `LibraryMissing` where the user may not load it."""
+        reply = await connection.send(pack("FUNCTION", "LOAD", self._library.code))
+        if not isinstance(reply, hiredis.ReplyError) or "already exists" in str(reply):
+            return
+        error = to_error(str(reply))
+        if isinstance(error, PermissionRefused):
+            raise LibraryMissing(
+                f"the library {self._library.name} is not on the server and this user may not load it: "
+                "connect once as a user with +function|load"
+            )
+        raise error
+
+    async def check(self) -> None:
+        """Leaves a server that has become a replica, or does not answer: it keeps its old clients."""
+        connection = self.connection
+        if connection is None or not connection.is_open:
+            return
+        with contextlib.suppress(ConnectionLost):
+            if _is_replica(await connection.send(self._arrive)):
+                self.drop("the server became a replica")
+
+    def drop(self, reason: str) -> None:
+        """Ends all connections. Commands that wait for an answer get `ConnectionLost`; the next one connects again."""
+        self.last_error = reason
+        for connection in list(self._dialed):
+            connection.close(reason)
+
+    def retire(self, reason: str) -> None:
+        """Ends all connections for good."""
+        self.is_retired = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self.drop(reason)
+        self._opened.set()
+
+    async def _reconnect(self) -> Connection:
+        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""
+        pause = FIRST_PAUSE
+        while True:
+            self._check_server()
+            try:
+                connection = await self.dial()
+                try:
+                    await self._greet(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            except (OSError, ConnectionLost, StoreUnavailable) as error:
+                self.last_error = _reason(error)
+            else:
+                self.connection = connection
+                self._opened.set()
+                self._opened.clear()
+                return connection
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _greet(self, connection: Connection) -> None:
+        try:
+            if not await say(connection, "FUNCTION", "LIST", "LIBRARYNAME", self._library.name):
+                await self.load_library(connection)
+        except PermissionRefused:
+            pass  # an operator may load the library and allow FCALL alone: the first call will tell
+        if _is_replica(await connection.send(self._arrive)) and self._is_primary:
+            raise StoreUnavailable("the server is a replica")
+
+
+def _is_replica(reply: Any) -> bool:
+    """Of what `arrive` says; a user who may not ask for the role is told by the first write."""
+    return isinstance(reply, list) and reply[0] == b"slave"
+
+
+async def log_in(connection: Connection, endpoint: Endpoint) -> None:
+    """Raises `ConnectionLost` or `StoreError`."""
+    if endpoint.password is not None:
+        user = (endpoint.username,) if endpoint.username else ()
+        await say(connection, "AUTH", *user, endpoint.password)
+    await say(connection, "PING")
+    if endpoint.database:
+        await say(connection, "SELECT", endpoint.database)
+
+
+async def say(connection: Connection, *words: str | int) -> Any:
+    """The answer to a command. Raises `ConnectionLost`, and a `StoreError` for an error reply."""
+    reply = await connection.send(pack(*words))
+    if isinstance(reply, hiredis.ReplyError):
+        raise to_error(str(reply))
+    return reply
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such socket"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return (str(error) or type(error).__name__)[:160]
