@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -115,6 +116,38 @@ async def test_data_of_a_new_epoch_is_not_mixed_with_old(omni: omnistate.Client,
     assert after.offset == 1
     with pytest.raises(omnistate.PositionLost):
         await anext(ana.events(after=position))
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+async def test_watchers_go_on_where_a_failover_has_lost_events(
+    omni: omnistate.Client, raw: Any, promoted: bool
+) -> None:
+    ana = omni.customer("ana")
+    cart, recent = ana.state(Cart), ana.collection(omnistate.List(str, name="recent"))
+    await cart.increment("visits")
+    await recent.append("a")
+    values, lists = cart.watch(), recent.watch()
+    assert ((await anext(values)).value.visits, (await anext(lists)).value) == (1, ["a"])
+    before = await ana.position()
+    if promoted:  # a primary that was a replica numbers on in its own epoch
+        meta = omni.keyspace.customer("ana").meta
+        epoch = raw.hget(meta, "s").split(b" ")[0]
+        raw.hset(meta, "s", raw.hget(meta, "s").replace(epoch, epoch + b"0badcafe", 1))
+    else:
+        raw.delete(omni.keyspace.customer("ana").meta)
+    await cart.increment("visits", by=5)
+    await recent.append("b")
+    assert (await ana.position()).epoch != before.epoch
+    assert ((await ana.position()).offset > before.offset) == promoted
+    async with asyncio.timeout(5):
+        async for change in values:
+            if change.value.visits == (6 if promoted else 5):
+                break
+        async for said in lists:
+            if said.value == (["a", "b"] if promoted else ["b"]):
+                break
+    await values.aclose()
+    await lists.aclose()
 
 
 @pytest.fixture

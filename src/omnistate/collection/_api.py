@@ -44,7 +44,8 @@ _SHORTEST, _LONGEST = timedelta(milliseconds=1), timedelta(days=3650)
 class CollectionChange(Generic[T]):
     """What `watch` yields: everything in the collection after a change, and the log's events that led there.
 
-    `value` is your private copy. `version` is 0 where there is no collection; the first change has no `events`.
+    `value` is your private copy. `version` is 0 where there is no collection. The first change has no `events`, nor
+    one after a gap.
     """
 
     __slots__ = ("events", "position", "value", "version")
@@ -102,20 +103,22 @@ class CollectionHandle(Generic[C, R]):
     async def watch(self) -> AsyncGenerator[CollectionChange[R], None]:
         """Everything now, then after every change, as long as you iterate. The collection is held in memory.
 
-        Raises `PositionLost` when this reader fell more than 1,000 events behind: it never skips.
+        Where the log no longer has what came between (you fell more than 1,000 events behind, or a failover lost some), the
+        next is everything as it is then, without `events`.
         """
         inbox = Inbox()
         leave = await self._place.services.feed.join(self._target.log, inbox)
         kind = self.declaration.kind
         try:
-            found = await self._read({"unique": "count", "queue": "len"}.get(kind, "all"))
-            position = found.position
-            if not position.epoch:
-                position = await self._place.services.link.execute(open_log(self._target.log))
-            held, version = initial(kind, found.values), found.version
+            held, version, position = await self._present()
             yield CollectionChange(self._python(held), version, position, ())
             while True:
-                entries = await inbox.take(self._place.services.link, self._target.log, position)
+                try:
+                    entries = await inbox.take(self._place.services.link, self._target.log, position)
+                except PositionLost:
+                    held, version, position = await self._present()
+                    yield CollectionChange(self._python(held), version, position, ())
+                    continue
                 position = Position(position.epoch, entries[-1].offset)
                 said = [entry for entry in entries if self._concerns(entry)]
                 for entry in said:
@@ -128,6 +131,15 @@ class CollectionHandle(Generic[C, R]):
                     yield CollectionChange(self._python(held), version, position, events)
         finally:
             leave()
+
+    async def _present(self) -> tuple[Any, Position | None, Position]:
+        """Everything, its version, and the position that it is from."""
+        kind = self.declaration.kind
+        found = await self._read({"unique": "count", "queue": "len"}.get(kind, "all"))
+        position = found.position
+        if not position.epoch:
+            position = await self._place.services.link.execute(open_log(self._target.log))
+        return initial(kind, found.values), found.version, position
 
     def _python(self, held: Any) -> R:
         return cast("R", held)

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput
+from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput, PositionLost
 from omnistate.state._commands import (
     Done,
     Held,
@@ -406,8 +406,9 @@ class StateHandle(Generic[AnyState]):
         """The value now, then every change, as long as you iterate.
 
         With `after` (a position you have seen) it starts with what happened since, and yields nothing for the present
-        when that is nothing. Raises `PositionLost` when the log no longer reaches back that far: it never skips. Three
-        round trips to start, none per change.
+        when that is nothing; it raises `PositionLost` when the log no longer reaches back that far. Where that happens later
+        (you fell more than 1,000 events behind, or a failover lost some), the next change is the value as it is then, and has
+        no `patches`. Three round trips to start, none per change.
         """
         if after is not None:
             check_position("after", after)
@@ -419,7 +420,13 @@ class StateHandle(Generic[AnyState]):
                 yield change
             position = change.position if change is not None else cast("Position", after)
             while True:
-                entries = await inbox.take(self._services.link, self.target.log, position)
+                try:
+                    entries = await inbox.take(self._services.link, self.target.log, position)
+                except PositionLost:
+                    change, held = await self._present()
+                    position = change.position
+                    yield change
+                    continue
                 position = Position(position.epoch, entries[-1].offset)
                 patches = [entry for entry in entries if self._concerns(entry)]
                 for entry in patches:
@@ -429,12 +436,15 @@ class StateHandle(Generic[AnyState]):
         finally:
             leave()
 
+    async def _present(self) -> tuple[Change[AnyState], Followed]:
+        held, position = await self._read()
+        followed = Followed(self.target, held)
+        return Change(self.schema, followed.encoded(), held.version, position, ()), followed
+
     async def _catch_up(self, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
         link = self._services.link
         if after is None:
-            held, position = await self._read()
-            followed = Followed(self.target, held)
-            return Change(self.schema, followed.encoded(), held.version, position, ()), followed
+            return await self._present()
         found: Read = await link.execute(read(self.target))
         page: Page = await link.execute(read_log(self.target.log, after, limit=LONGEST_LOG))
         entries = [entry for entry in page.entries if self._concerns(entry)]

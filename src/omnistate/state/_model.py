@@ -224,8 +224,8 @@ class Snapshot(Generic[AnyState]):
 class Change(Snapshot[AnyState]):
     """What `watch` yields: the document after a change. `patches` are the log's events, oldest first.
 
-    The first of a `watch` has no patches. After a pause of the reader several changes may come as one, with the patch of
-    each: nothing is left out.
+    The first of a `watch` has no patches, nor one after a gap: it is the document as it was read. After a pause of the reader
+    several changes may come as one, with the patch of each: nothing is left out.
     """
 
     __slots__ = ("patches",)
