@@ -28,6 +28,8 @@ from omnistate.errors import (
     DataDirectoryTooNew,
     DataDirectoryUnusable,
     Denied,
+    DurabilityNotReached,
+    DurabilityUnavailable,
     EncryptionKeyMissing,
     IdentityTaken,
     InvalidDeclaration,
@@ -77,14 +79,16 @@ from omnistate.state import (
     migrate,
     protobuf,
 )
-from omnistate.store import Position
+from omnistate.store import ACCEPTED, SYNCED, Durability, Position, replicated
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ABSENT",
+    "ACCEPTED",
     "ANY",
     "CUSTOMER",
+    "SYNCED",
     "UPDATED",
     "AlreadyThere",
     "AmbiguousWrite",
@@ -105,6 +109,9 @@ __all__ = [
     "DataDirectoryTooNew",
     "DataDirectoryUnusable",
     "Denied",
+    "Durability",
+    "DurabilityNotReached",
+    "DurabilityUnavailable",
     "EncryptionKeyMissing",
     "Event",
     "FieldChange",
@@ -170,4 +177,5 @@ __all__ = [
     "connect",
     "migrate",
     "protobuf",
+    "replicated",
 ]

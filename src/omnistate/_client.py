@@ -17,108 +17,46 @@ from omnistate.errors import InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
 from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written
-from omnistate.store import EmbeddedServer, Keyspace, check_duration, encode_id, open_link, parse_url, run
+from omnistate.store import (
+    ACCEPTED,
+    Durability,
+    DurableLink,
+    EmbeddedServer,
+    Executor,
+    Feed,
+    Keyspace,
+    Link,
+    check_duration,
+    encode_id,
+    open_link,
+    parse_url,
+    run,
+)
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
+_NO_DURABILITY = (
+    "durability must be ACCEPTED, SYNCED or replicated(n), not {durability!r}; `profile` is the embedded server's"
+)
 H = TypeVar("H")
 R = TypeVar("R")
 
 
-class Client:
-    """A connection to the store: made by `connect`, used with `async with`, shared by everything in the process.
+class Nouns:
+    """What a client gives: customers, collections, sessions, conversations, queues. Building one of them is free."""
 
-    Safe for any number of tasks of one event loop. Its nouns (`customer`, `collection`, `session`,
-    `conversation`, `queue`) are free.
-    """
-
-    def __init__(
-        self,
-        url: str | None,
-        *,
-        tenant: str,
-        data_dir: Path | None,
-        durability: Literal["balanced", "safe"],
-        timeout: timedelta,
-        identity_secret: bytes,
-        sweep: bool | None,
-        keyring: Keyring | None,
-    ) -> None:
-        check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
-        if keyring is not None and not isinstance(keyring, Keyring):
-            raise InvalidInput(
-                f"keyring must be a Keyring, not {type(keyring).__name__}: Keyring({{...}}, current=...)"
-            )
-        if url is not None and data_dir is not None:
-            raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
-        self._address = parse_url(url) if url is not None else None
-        self._data_dir, self._durability, self._timeout = data_dir, durability, timeout
-        self._keyspace = Keyspace(tenant, identity_secret=identity_secret)
-        self._keyring = keyring
-        self._sweeps = url is None if sweep is None else sweep
-        self._sweeping: asyncio.Task[None] | None = None
-        self._server: EmbeddedServer | None = None
-        self._services: Services | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._services is not None:
-            raise OmnistateError("this client is already open: call connect() again for another one")
-        address, check = self._address, lambda: None
-        if address is None:
-            self._server = server = await EmbeddedServer.start(self._data_dir, profile=self._durability)
-            address, check = parse_url(server.url), server.raise_if_failed
-        link = open_link(address, timeout=self._timeout.total_seconds(), check_server=check)
-        try:
-            await link.connect()
-        except BaseException:
-            await link.close()
-            await self._stop_server()
-            raise
-        self._services = Services(link, self._keyring)
-        if self._sweeps:
-            self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Ends the connections, and the embedded server if there is one. Calls that are under way fail."""
-        sweeping, self._sweeping = self._sweeping, None
-        if sweeping is not None:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
-        services, self._services = self._services, None
-        if services is not None:
-            await services.close()
-        await self._stop_server()
-
-    async def _stop_server(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            await server.close()
-
-    def __repr__(self) -> str:
-        return f"<Client {self.url if self._services is not None else 'not open'}>"
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
 
     @property
     def services(self) -> Services:
         """For the gateway: what handles work with."""
-        if self._services is None:
-            raise NotConnected
-        return self._services
+        raise NotImplementedError
 
     @property
     def keyspace(self) -> Keyspace:
         """For the gateway: how this tenant's keys are spelled."""
         return self._keyspace
-
-    @property
-    def url(self) -> str:
-        """Where the store is, without its password: another process may connect to the embedded server by it."""
-        return str(self.services.link.address)
 
     def customer(self, customer_id: str) -> Customer:
         """The customer of this id. No round trip; raises `InvalidId`."""
@@ -189,12 +127,148 @@ class Client:
         return Queue(self.services, self._keyspace, name, _NO_ORIGIN)
 
 
+class DurableClient(Nouns):
+    """A client's nouns, whose writes are acknowledged at a durability level: `omni.durable(level)`."""
+
+    def __init__(self, services: Services, keyspace: Keyspace) -> None:
+        super().__init__(keyspace)
+        self._services = services
+
+    @property
+    def services(self) -> Services:
+        return self._services
+
+
+class Client(Nouns):
+    """A connection to the store: made by `connect`, used with `async with`, shared by everything in the process.
+
+    Safe for any number of tasks of one event loop. Its nouns (`customer`, `collection`, `session`,
+    `conversation`, `queue`) are free.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        tenant: str,
+        data_dir: Path | None,
+        profile: Literal["balanced", "safe"],
+        durability: Durability,
+        timeout: timedelta,
+        identity_secret: bytes,
+        sweep: bool | None,
+        keyring: Keyring | None,
+    ) -> None:
+        super().__init__(Keyspace(tenant, identity_secret=identity_secret))
+        check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
+        if keyring is not None and not isinstance(keyring, Keyring):
+            raise InvalidInput(
+                f"keyring must be a Keyring, not {type(keyring).__name__}: Keyring({{...}}, current=...)"
+            )
+        if url is not None and data_dir is not None:
+            raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
+        self._address = parse_url(url) if url is not None else None
+        if not isinstance(durability, Durability):
+            raise InvalidInput(_NO_DURABILITY.format(durability=durability))
+        self._data_dir, self._profile, self._timeout, self._durability = data_dir, profile, timeout, durability
+        self._keyring = keyring
+        self._sweeps = url is None if sweep is None else sweep
+        self._sweeping: asyncio.Task[None] | None = None
+        self._server: EmbeddedServer | None = None
+        self._services: Services | None = None
+        self._link: Link | None = None
+        self._feed: Feed | None = None
+        self._levels: dict[Durability, Services] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._services is not None:
+            raise OmnistateError("this client is already open: call connect() again for another one")
+        address, check = self._address, lambda: None
+        if address is None:
+            self._server = server = await EmbeddedServer.start(self._data_dir, profile=self._profile)
+            address, check = parse_url(server.url), server.raise_if_failed
+        link = open_link(address, timeout=self._timeout.total_seconds(), check_server=check)
+        try:
+            await link.connect()
+        except BaseException:
+            await link.close()
+            await self._stop_server()
+            raise
+        self._link, self._feed = link, Feed(link)
+        self._services = self._services_at(self._durability)
+        if self._sweeps:
+            self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connections, and the embedded server if there is one. Calls that are under way fail."""
+        sweeping, self._sweeping = self._sweeping, None
+        if sweeping is not None:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+        link, self._link, self._services = self._link, None, None
+        if link is not None and self._feed is not None:
+            await link.close()
+            await asyncio.gather(*(services.combiner.close() for services in self._levels.values()))
+            await self._feed.close()
+            self._levels.clear()
+        await self._stop_server()
+
+    async def _stop_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.url if self._services is not None else 'not open'}>"
+
+    @property
+    def services(self) -> Services:
+        if self._services is None:
+            raise NotConnected
+        return self._services
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without its password: another process may connect to the embedded server by it."""
+        if self._link is None:
+            raise NotConnected
+        return str(self._link.address)
+
+    def durable(self, level: Durability) -> DurableClient:
+        """The same nouns, whose writes have survived so much when they are acknowledged. No round trip.
+
+            orders = omni.durable(omnistate.replicated(1))
+            await orders.customer("ana").state(Order).patch(paid=True)
+
+        Raises, at each write, `DurabilityNotReached` where it was applied and the level not reached in time, and
+        `DurabilityUnavailable` where the server cannot promise it.
+        """
+        if not isinstance(level, Durability):
+            raise InvalidInput(_NO_DURABILITY.format(durability=level))
+        return DurableClient(self._services_at(level), self._keyspace)
+
+    def _services_at(self, level: Durability) -> Services:
+        if self._link is None or self._feed is None:
+            raise NotConnected
+        if level not in self._levels:
+            link: Executor = self._link if level == ACCEPTED else DurableLink(self._link, level)
+            self._levels[level] = Services(link, self._feed, self._keyring, level)
+        return self._levels[level]
+
+
 def connect(
     url: str | None = None,
     *,
     tenant: str = "default",
     data_dir: str | os.PathLike[str] | None = None,
-    durability: Literal["balanced", "safe"] = "balanced",
+    profile: Literal["balanced", "safe"] = "balanced",
+    durability: Durability = ACCEPTED,
     timeout: timedelta = timedelta(seconds=5),
     identity_secret: bytes = b"",
     sweep: bool | None = None,
@@ -203,8 +277,13 @@ def connect(
     """A client, to be used as `async with omnistate.connect() as omni:`.
 
     Without a `url` an embedded server starts, with its data in `data_dir` or a directory of the user, and ends with the
-    block. `durability` is the embedded server's: `balanced` writes to disk every second, `safe` before each answer.
-    With `redis://`, `rediss://` or `unix://` that server is used: Redis >= 7.0 or Valkey >= 7.2.
+    block. `profile` is the embedded server's: `balanced` writes to disk every second, `safe` before each answer.
+    With `redis://`, `rediss://` or `unix://` that server is used: Redis >= 7.0 or Valkey >= 7.2;
+    `redis+sentinel://host:port,host:port/service` follows the primary that Sentinels name,
+    `redis+cluster://host:port,host:port` a cluster.
+
+    `durability` is what a write has survived when it is acknowledged: `ACCEPTED`, `SYNCED` or `replicated(n)`;
+    `omni.durable(level)` says it for some writes.
 
     `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
     `sweep` makes this client end what has expired, every second, so that watchers see it; by default only with the embedded
@@ -220,6 +299,7 @@ def connect(
         url,
         tenant=tenant,
         data_dir=directory,
+        profile=profile,
         durability=durability,
         timeout=timeout,
         identity_secret=identity_secret,

@@ -268,6 +268,36 @@ class AmbiguousWrite(StoreUnavailable):
         )
         self.operation_id = operation_id
 
+    def of(self, operation_id: str) -> AmbiguousWrite:
+        """The same of another caller, whose write went with this one."""
+        return AmbiguousWrite(operation_id, str(self.__cause__ or "its answer was lost"))
+
+
+class DurabilityNotReached(AmbiguousWrite):
+    """The write was applied, but too few replicas have confirmed it in time: call again with the same id to wait again."""
+
+    code = "durability_not_reached"
+
+    def __init__(self, operation_id: str, wanted: str, reached: int) -> None:
+        StoreUnavailable.__init__(
+            self,
+            f"operation {operation_id} was applied, but {reached} is less than {wanted}: a failover may lose it. Call again "
+            "with this operation id: it will not be applied twice, and is waited for again",
+        )
+        self.operation_id, self.wanted, self.reached = operation_id, wanted, reached
+
+    def of(self, operation_id: str) -> DurabilityNotReached:
+        return DurabilityNotReached(operation_id, self.wanted, self.reached)
+
+
+class DurabilityUnavailable(StoreError):
+    """The server cannot promise this durability: change its settings, or write at another level."""
+
+    code = "durability_unavailable"
+
+    def __init__(self, wanted: str, reason: str) -> None:
+        super().__init__(f"this server cannot promise that a write is {wanted}: {reason}")
+
 
 class Overloaded(StoreUnavailable):
     """Too many calls wait for the server: slow down and call again; this one was not sent."""

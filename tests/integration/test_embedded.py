@@ -224,7 +224,7 @@ async def test_debians_redis_serves_as_the_embedded_server(data_dir: Path, monke
     if binary is None:
         missing("redis-server", "apt-get install redis-server")
     monkeypatch.setenv("OMNISTATE_SERVER_BINARY", str(binary))
-    async with omnistate.connect(data_dir=data_dir, durability="safe") as omni:
+    async with omnistate.connect(data_dir=data_dir, profile="safe") as omni:
         await omni.customer("ana").state(Cart).update(Cart.add, "cup")
     async with omnistate.connect(data_dir=data_dir) as omni:
         assert (await omni.customer("ana").state(Cart).get()).items == {"cup": 1}

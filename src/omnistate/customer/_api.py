@@ -27,6 +27,7 @@ from omnistate.session import Session, start_session
 from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, Services, State, StateHandle, schema_of
 from omnistate.store import (
     LONGEST_LOG,
+    Durability,
     Entry,
     Flow,
     Inbox,
@@ -59,13 +60,13 @@ class Updated(Generic[R]):
     """What `customer.update` returns: what the function returned, and the log's position after it.
 
     `position` is None where nothing was changed. `repeated`: this operation id had been applied before; nothing was
-    written now and `result` is None.
+    written now and `result` is None. `durability`: what the write survives.
     """
 
-    __slots__ = ("position", "repeated", "result")
+    __slots__ = ("durability", "position", "repeated", "result")
 
-    def __init__(self, result: R, position: Position | None, repeated: bool) -> None:
-        self.result, self.position, self.repeated = result, position, repeated
+    def __init__(self, result: R, position: Position | None, repeated: bool, durability: Durability) -> None:
+        self.result, self.position, self.repeated, self.durability = result, position, repeated, durability
 
     def __repr__(self) -> str:  # a customer's content does not belong in logs
         return f"<Updated position={self.position} repeated={self.repeated}>"
@@ -146,7 +147,8 @@ class Customer:
                 "update takes the classes whose values the function gets: ana.update(check_out, Cart, Order)"
             )
         result, transaction = await update_several(self._place(), function, kinds, operation_id)
-        return Updated(None if transaction.repeated else result, transaction.position, transaction.repeated)
+        repeated, durability = transaction.repeated, self._services.durability
+        return Updated(None if repeated else result, transaction.position, repeated, durability)
 
     async def position(self) -> Position:
         """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""

@@ -34,12 +34,14 @@ from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
 from omnistate.state._update import MAX_RACES, Call, Combiner, Known
 from omnistate.store import (
+    ACCEPTED,
     LONGEST_LOG,
     Command,
+    Durability,
     Entry,
+    Executor,
     Feed,
     Inbox,
-    Link,
     LogKeys,
     OwnOperationId,
     Page,
@@ -61,19 +63,13 @@ _json = msgspec.json.Encoder().encode
 
 
 class Services:
-    """What handles work with: one set per client."""
+    """What handles work with: one set per client and durability."""
 
-    __slots__ = ("combiner", "feed", "keyring", "link")
+    __slots__ = ("combiner", "durability", "feed", "keyring", "link")
 
-    def __init__(self, link: Link, keyring: Keyring | None = None) -> None:
-        self.link, self.keyring = link, keyring
-        self.feed = Feed(link)
-        self.combiner = Combiner(link.execute)
-
-    async def close(self) -> None:
-        await self.link.close()
-        await self.combiner.close()
-        await self.feed.close()
+    def __init__(self, link: Executor, feed: Feed, keyring: Keyring | None, durability: Durability = ACCEPTED) -> None:
+        self.link, self.feed, self.keyring, self.durability = link, feed, keyring, durability
+        self.combiner = Combiner(link.execute, durability)
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from omnistate.errors import InvalidDeclaration
 from omnistate.state._options import History, Options
 from omnistate.state._protobuf import protobuf_options, protobuf_schema
 from omnistate.state._schema import Schema
-from omnistate.store import Position
+from omnistate.store import Durability, Position
 
 R = TypeVar("R")
 
@@ -245,10 +245,11 @@ class Change(Snapshot[AnyState]):
 class Written(Snapshot[AnyState], Generic[AnyState, R]):
     """What `update` returns: the document after the function ran, and what the function returned.
 
-    `repeated`: this operation id had been applied before; nothing was written now and `result` is None.
+    `repeated`: this operation id had been applied before; nothing was written now and `result` is None. `durability`: what
+    the write survives.
     """
 
-    __slots__ = ("operation_id", "repeated", "result")
+    __slots__ = ("durability", "operation_id", "repeated", "result")
 
     def __init__(
         self,
@@ -258,8 +259,9 @@ class Written(Snapshot[AnyState], Generic[AnyState, R]):
         position: Position,
         result: R,
         operation_id: str,
+        durability: Durability,
         *,
         repeated: bool = False,
     ) -> None:
         super().__init__(schema, encoded, version, position)
-        self.result, self.operation_id, self.repeated = result, operation_id, repeated
+        self.result, self.operation_id, self.durability, self.repeated = result, operation_id, durability, repeated

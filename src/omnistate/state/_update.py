@@ -30,7 +30,7 @@ from omnistate.state._commands import (
 )
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
-from omnistate.store import Command, Flow, Pause, Position, call, new_operation_id, run
+from omnistate.store import Command, Durability, Flow, Pause, Position, call, new_operation_id, run
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
 MAX_BATCH = 128  # callers that share one write
@@ -298,8 +298,8 @@ _Queue: TypeAlias = "deque[tuple[Schema[Any], Target, Call, asyncio.Future[None]
 class Combiner:
     """Lets writers of one document in one process share a write. Documents do not wait for each other."""
 
-    def __init__(self, execute: Execute) -> None:
-        self._execute = execute
+    def __init__(self, execute: Execute, durability: Durability) -> None:
+        self._execute, self._durability = execute, durability
         self._queues: dict[bytes, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.seen = Seen()
@@ -318,7 +318,14 @@ class Combiner:
         if one.error is not None:
             raise one.error
         return Written(
-            schema, one.after, one.version, one.version or _NOWHERE, one.result, one.operation_id, repeated=one.repeated
+            schema,
+            one.after,
+            one.version,
+            one.version or _NOWHERE,
+            one.result,
+            one.operation_id,
+            self._durability,
+            repeated=one.repeated,
         )
 
     async def _lead(self, schema: Schema[Any], target: Target, one: Call) -> None:
@@ -361,7 +368,7 @@ class Combiner:
             await run(apply(schema, target, self.seen, calls), self._execute)
         except AmbiguousWrite as error:
             for one in calls:
-                one.error = AmbiguousWrite(one.operation_id, str(error.__cause__ or "its answer was lost"))
+                one.error = error.of(one.operation_id)
         except Exception as error:
             if len(calls) > 1 and isinstance(error, InvalidInput):  # too large together: each on its own
                 for pair in batch:

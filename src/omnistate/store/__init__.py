@@ -3,6 +3,7 @@
 from omnistate.store._binary import find_binary
 from omnistate.store._command import DIGEST_SIZE, Argument, Command, digest_of, new_operation_id
 from omnistate.store._datadir import default_data_dir, running_url
+from omnistate.store._durability import ACCEPTED, SYNCED, Durability, replicated
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
@@ -18,7 +19,7 @@ from omnistate.store._keys import (
     encode_id,
 )
 from omnistate.store._library import library
-from omnistate.store._link import Link
+from omnistate.store._link import DurableLink, Executor, Link
 from omnistate.store._log import (
     LONGEST_LOG,
     MAX_PAGE,
@@ -35,14 +36,19 @@ from omnistate.store._topology import open_link
 from omnistate.store._url import parse_url
 
 __all__ = [
+    "ACCEPTED",
     "DIGEST_SIZE",
     "LONGEST_LOG",
     "MAX_PAGE",
     "PARTITIONS",
+    "SYNCED",
     "Argument",
     "Command",
+    "Durability",
+    "DurableLink",
     "EmbeddedServer",
     "Entry",
+    "Executor",
     "Feed",
     "Flow",
     "Inbox",
@@ -72,6 +78,7 @@ __all__ = [
     "opening",
     "parse_url",
     "read_log",
+    "replicated",
     "run",
     "running_url",
     "spell_operation",

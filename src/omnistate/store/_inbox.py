@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from omnistate.store._keys import LogKeys
-from omnistate.store._link import Link
+from omnistate.store._link import Executor
 from omnistate.store._log import LONGEST_LOG, Entry, read_log
 from omnistate.store._position import Position
 
@@ -31,7 +31,7 @@ class Inbox:
         self._overflown = True
         self._arrived.set()
 
-    async def take(self, link: Link, log: LogKeys, position: Position) -> list[Entry]:
+    async def take(self, link: Executor, log: LogKeys, position: Position) -> list[Entry]:
         """The entries after `position`, at least one, without a gap. Raises `PositionLost`."""
         while True:
             await self._arrived.wait()

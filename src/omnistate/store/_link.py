@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import hiredis
 
@@ -24,6 +24,7 @@ from omnistate.errors import (
 )
 from omnistate.store._command import Command
 from omnistate.store._connection import Connection, ConnectionLost, pack
+from omnistate.store._durability import Durability, Lane
 from omnistate.store._library import Library
 from omnistate.store._node import FIRST_PAUSE, LONGEST_PAUSE, Locate, Node
 from omnistate.store._replies import is_function_missing, is_passing, to_error
@@ -43,6 +44,7 @@ class _Trial:
     deadline: float  # of the loop's clock
     sent: bool  # a try may have been applied
     said: str  # what went wrong last
+    level: Durability | None = None
     asking: bool = False  # the next try is for a server that a slot is being moved to
     turns: int = 0
     pause: float = FIRST_PAUSE
@@ -53,6 +55,12 @@ class _Trial:
         left = self.deadline - asyncio.get_running_loop().time()
         await asyncio.sleep(max(min(self.pause * (0.5 + random.random()), left), 0))
         self.pause = min(self.pause * 2, LONGEST_PAUSE)
+
+
+class Executor(Protocol):
+    """What commands are given to."""
+
+    async def execute(self, command: Command[T]) -> T: ...
 
 
 class Link:
@@ -78,10 +86,13 @@ class Link:
         self._functions: dict[str, bytes] = {}
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
+        self._lanes: dict[tuple[Node, Durability], Lane] = {}
         self._node = self._make_node(address.endpoints[0])
 
-    async def execute(self, command: Command[T]) -> T:
-        """The parsed reply, in one round trip unless something fails."""
+    async def execute(self, command: Command[T], level: Durability | None = None) -> T:
+        """The parsed reply, in one round trip unless something fails. `level`: what the write must have survived by then."""
+        if level is not None:
+            return await self._persist(command, sent=False, level=level)
         connection = self.node_of(command.keys[0]).connection
         if connection is None or not connection.is_open:
             return await self._persist(command, sent=False)
@@ -110,6 +121,8 @@ class Link:
 
     async def close(self) -> None:
         self._closed = True
+        for lane in self._lanes.values():
+            lane.close()
         self._node.retire("the client is closed")
 
     def _make_node(self, endpoint: Endpoint) -> Node:
@@ -153,10 +166,11 @@ class Link:
         started: float | None = None,
         reply: hiredis.ReplyError | None = None,
         said: str = "",
+        level: Durability | None = None,
     ) -> T:
         """Tries until the deadline. `sent`: an earlier try may have been applied. `said`: what went wrong."""
         now = asyncio.get_running_loop().time
-        trial = _Trial((started if started is not None else now()) + self._timeout, sent, said)
+        trial = _Trial((started if started is not None else now()) + self._timeout, sent, said, level)
         node, target = self.node_of(command.keys[0]), None
         while True:
             if reply is not None:
@@ -175,6 +189,8 @@ class Link:
 
     async def _attempt(self, command: Command[Any], node: Node, trial: _Trial) -> Any:
         """The answer, `_NO_ANSWER` when another try may have one."""
+        if trial.level is not None:
+            return await self._send_durably(command, node, trial, trial.level)
         try:
             connection = await self._connect(node, trial.deadline)
         except StoreUnavailable:
@@ -194,6 +210,27 @@ class Link:
             return _NO_ANSWER
         finally:
             trial.asking = False
+
+    async def _send_durably(self, command: Command[Any], node: Node, trial: _Trial, level: Durability) -> Any:
+        lane = self._lanes.get((node, level))
+        if lane is None:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_over}
+            lane = self._lanes[node, level] = Lane(
+                node, level, self._library.function("barrier"), stall=2 * self._timeout
+            )
+        try:
+            async with asyncio.timeout_at(trial.deadline):
+                return await lane.send(command, self._pack(command), deadline=trial.deadline, asking=trial.asking)
+        except AmbiguousWrite:
+            raise
+        except StoreUnavailable as error:
+            trial.said = str(error)
+        except (ConnectionLost, TimeoutError) as lost:
+            trial.sent, trial.said = True, str(lost) or "no reply in time"
+        finally:
+            trial.asking = False
+        await trial.rest()
+        return _NO_ANSWER
 
     async def _heed(self, message: str, node: Node, trial: _Trial) -> Node | None:
         """Does what an error reply asks for, and returns where the command is to be sent. Raises what no try will mend."""
@@ -239,3 +276,14 @@ class Link:
             if self._closed:
                 raise
             raise self._unavailable(node.last_error) from None
+
+
+class DurableLink:
+    """Executes writes at a level; what only reads goes by the shared connection."""
+
+    def __init__(self, link: Link, level: Durability) -> None:
+        self._link, self._level = link, level
+
+    async def execute(self, command: Command[T]) -> T:
+        """The parsed reply, once the level is reached. Raises `DurabilityNotReached`, `DurabilityUnavailable`."""
+        return await self._link.execute(command, self._level if command.operation_id is not None else None)

@@ -76,15 +76,20 @@ class Node:
                 task.cancel()  # it ends later; who comes meanwhile starts another
                 self._connecting = None
 
-    async def dial(self) -> Connection:
-        """A further connection, logged in. Raises `OSError`, `ConnectionLost` or `StoreError`."""
+    async def dial(self, *, greet: bool = False, stall: float | None = None) -> Connection:
+        """A further connection, logged in. Raises `OSError` or `StoreError`.
+
+        With `greet` it is one for commands: the server has the library, and is not a replica where it must not be.
+        """
         if self.is_retired:
             raise StoreUnavailable("the server is no longer in use")
         endpoint = await self._locate()
-        connection = await open_connection(endpoint, stall=self._stall)
+        connection = await open_connection(endpoint, stall=stall or self._stall)
         self._dialed.add(connection)
         try:
             await log_in(connection, endpoint)
+            if greet:
+                await self._greet(connection)
         except BaseException:
             connection.close()
             raise
@@ -138,13 +143,8 @@ class Node:
         while True:
             self._check_server()
             try:
-                connection = await self.dial()
-                try:
-                    await self._greet(connection)
-                except BaseException:
-                    connection.close()
-                    raise
-            except (OSError, ConnectionLost, StoreUnavailable) as error:
+                connection = await self.dial(greet=True)
+            except (OSError, StoreUnavailable) as error:
                 self.last_error = _reason(error)
             else:
                 self.connection = connection

@@ -272,6 +272,14 @@ local function arrive()
   return {match(said, 'role:(%a+)'), primary}
 end
 
+-- barrier: a write that a wait for replicas can count on, whatever was written before it
+-- keys: one of this server's
+local function barrier(keys)
+  redis_call('SET', keys[1], '', 'PX', '1000')
+  return 'ok'
+end
+
 define('arrive', arrive, READS)
+define('barrier', barrier)
 define('log_open', log_open)
 define('log_read', log_read, READS)
