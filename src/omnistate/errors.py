@@ -135,6 +135,13 @@ class SchemaMismatch(OmnistateError):
         super().__init__(message)
         self.fields = fields or {}
 
+    @classmethod
+    def of_fields(cls, name: str, fields: dict[str, str], *, then: str = "") -> SchemaMismatch:
+        """Some fields cannot be read, each with its reason; `then` says what that led to."""
+        first, reason = next(iter(fields.items()))
+        others = f" and {len(fields) - 1} more" if len(fields) > 1 else ""
+        return SchemaMismatch(f"{name}.{first}{others} cannot be read{then}: {reason}", fields=fields)
+
 
 class EncryptionKeyMissing(SchemaMismatch):
     """A value was encrypted with a key that this keyring does not have: add it (it may be an old one). Nothing was touched."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 import msgspec
@@ -217,6 +218,59 @@ def test_a_field_name_that_would_be_read_as_something_else_is_refused(name: str)
 def test_what_is_no_key_is_refused_also_where_nothing_is_written(key: Any) -> None:
     with pytest.raises(omnistate.InvalidValue):
         schema_of(Cart).entry_name("items", key)
+
+
+def test_an_attribute_without_a_type_is_told() -> None:
+    with pytest.raises(omnistate.InvalidDeclaration, match="total: int = 0"):
+
+        class Forgotten(State):
+            total = 0
+
+    class Complete(State):
+        LIMIT: ClassVar[int] = 9
+        _cache = None
+        items: dict[str, int] = {}
+        recent = omnistate.List(str)
+
+        class Inner:
+            pass
+
+        @property
+        def total(self) -> int:
+            return self.LIMIT
+
+        @staticmethod
+        def make() -> None: ...
+
+    assert list(schema_of(Complete).fields) == ["items"]
+
+
+def test_a_default_is_of_its_fields_type() -> None:
+    class Wrong(State):
+        name: str = ""
+        number: int = "x"  # type: ignore[assignment]
+
+    with pytest.raises(omnistate.InvalidDeclaration, match=r"Wrong\.number does not fit its type: Expected `int`"):
+        schema_of(Wrong)
+    with pytest.raises(omnistate.InvalidDeclaration, match="default_factory"):
+
+        class Shared(State):
+            items: dict[str, int] = {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda: omnistate.List(str, limit=0),
+        lambda: omnistate.Map(str, int, limit=-1),
+        lambda: omnistate.Counter(least=3, most=1),
+        lambda: omnistate.migrate(1, 2)(lambda self: None),
+        lambda: omnistate.migrate(1, 2)(lambda fields, more: None),
+    ],
+)
+def test_a_declaration_that_cannot_work_is_refused(declare: Callable[[], Any]) -> None:
+    with pytest.raises(omnistate.InvalidDeclaration):
+        declare()
 
 
 def test_every_field_needs_a_default() -> None:

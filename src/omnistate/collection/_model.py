@@ -53,7 +53,7 @@ class Collection(Beside, Generic[H_co]):
         name: str | None = None,
         ttl: timedelta | None = None,
         lifetime: timedelta | None = None,
-        limit: int = 0,
+        limit: int | None = None,
         channels: frozenset[str] | set[str] | None = None,
         encrypted: bool | None = None,
     ) -> None:
@@ -61,13 +61,15 @@ class Collection(Beside, Generic[H_co]):
         if name is not None:
             check_name(name)
         check_life(what, ttl, lifetime)
-        if type(limit) is not int or not 0 <= limit <= MOST_ENTRIES:
-            raise InvalidDeclaration(f"{what}: limit must be a number of entries up to {MOST_ENTRIES:,}")
+        if limit is not None and (type(limit) is not int or not 1 <= limit <= MOST_ENTRIES):
+            raise InvalidDeclaration(
+                f"{what}: limit must be a number of entries from 1 to {MOST_ENTRIES:,}, not {limit!r}"
+            )
         if isinstance(channels, str):
             raise InvalidDeclaration(f'{what}: channels must be a set of names, not a str: channels={{"{channels}"}}')
         self._name, self._ttl, self._lifetime = name, ttl, lifetime
         self._owner: type[State] | None = None
-        self.limit = limit or self.default_limit()
+        self.limit = self.default_limit() if limit is None else limit
         self.channels = None if channels is None else frozenset(channels)
         if encrypted and not self.can_be_encrypted:
             raise InvalidDeclaration(f"{what}: {_NOT_SEALED.format(type(self).__name__)}")
@@ -236,6 +238,8 @@ class Counter(Collection["CounterHandle"]):
         for bound in (least, most):
             if bound is not None and (type(bound) is not int or abs(bound) >= 2**53):
                 raise InvalidDeclaration("the bounds of a Counter must be integers within 2^53")
+        if least is not None and most is not None and least > most:
+            raise InvalidDeclaration(f"a Counter cannot be at least {least} and at most {most}")
         self.least, self.most = least, most
 
 

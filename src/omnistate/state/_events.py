@@ -81,8 +81,7 @@ class Followed:
         """The document as the present class has it. Raises `SchemaMismatch`."""
         schema = self._target.schema
         if self.damaged:
-            names = ", ".join(self.damaged)
-            raise SchemaMismatch(f"{schema.name}: {names} cannot be read (see the error's fields)", fields=self.damaged)
+            raise SchemaMismatch.of_fields(schema.name, self.damaged)
         return schema.join(schema.upgrade(self.flat, self.class_version))
 
     def _set(self, name: str, value: Raw) -> None:

@@ -125,7 +125,7 @@ class Past:
 
     def __init__(self, target: Target, held: Held, position: Position, now: int, steps: list[_Step]) -> None:
         if held.damaged:
-            raise SchemaMismatch(f"a part of {target.name} cannot be read", fields=held.damaged)
+            raise SchemaMismatch.of_fields(target.name, held.damaged)
         self._target, self._held, self._steps = target, held, steps
         self.position, self.version, self._now = position, held.version, now
 
@@ -158,7 +158,7 @@ class Past:
         stored = {name: value for name, value in step.fields.items() if value is not None and not name.startswith(b"!")}
         flat, damaged = target.schema.unpack(stored, target.document, target.keyring)
         if damaged:
-            raise SchemaMismatch(f"a part of the past of {target.name} cannot be read", fields=damaged)
+            raise SchemaMismatch.of_fields(f"the past of {target.name}", damaged)
         if step.kind != "fields":
             return flat, step.class_version or target.schema.version
         before = dict(after)

@@ -48,6 +48,12 @@ def migrate(
     def mark(function: Step) -> Migration:
         if inspect.iscoroutinefunction(function):
             raise InvalidDeclaration(f"the migration {function.__name__} must not be async: it runs at each reading")
+        parameters = list(inspect.signature(function).parameters)
+        if len(parameters) != 1 or parameters == ["self"]:
+            raise InvalidDeclaration(
+                f"the migration {function.__name__} takes the stored fields and nothing else, there is no instance: "
+                f"def {function.__name__}(fields)"
+            )
         return Migration(
             function, before, after, None if mappings is None else names_of("migrate", "mappings", mappings)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import Enum
@@ -82,7 +83,11 @@ class StateMeta(msgspec.StructMeta):
     ) -> StateMeta:
         if unknown := options.keys() - _STRUCT_OPTIONS:
             raise _unknown_option(class_name, min(unknown))
-        cls = super().__new__(mcls, class_name, bases, namespace, **options)
+        try:
+            cls = super().__new__(mcls, class_name, bases, namespace, **options)
+        except TypeError as error:
+            raise InvalidDeclaration(f"state {class_name}: {error}") from error
+        _check_annotated(cls, namespace)
         if any(isinstance(base, StateMeta) for base in bases):
             declared = Options(
                 name or class_name,
@@ -103,6 +108,20 @@ class StateMeta(msgspec.StructMeta):
                     value.check_class(attribute, declared)
             _declare(cls, declared)
         return cls
+
+
+def _check_annotated(cls: type, namespace: dict[str, Any]) -> None:
+    """`total = 0` would be no field, and nobody would hear of it."""
+    with suppress(NameError):  # Python 3.14 looks types up that may be declared later
+        annotated = cls.__annotations__
+        for name, value in namespace.items():
+            is_plain = not callable(value) and not hasattr(value, "__get__") and not isinstance(value, Beside)
+            if is_plain and not name.startswith("_") and name not in annotated:
+                kind = type(value).__name__
+                raise InvalidDeclaration(
+                    f"{cls.__name__}.{name} has no type: write {name}: {kind} = {value!r}, or ClassVar[{kind}] for what is "
+                    "not stored"
+                )
 
 
 class _Declaration:

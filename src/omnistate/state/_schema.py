@@ -76,6 +76,7 @@ class Schema(Generic[S]):
                 )
             if field.encode_name in self.mappings and (field.default_factory is NODEFAULT or field.default_factory()):
                 raise InvalidDeclaration(f"{name}.{field.name} is a mapping: its default must be empty, = {{}}")
+        self._check_defaults(kind)
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
@@ -133,6 +134,18 @@ class Schema(Generic[S]):
             return self._decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidValue(f"{self.name}: {error}") from error
+
+    def _check_defaults(self, kind: type[S]) -> None:
+        """A default that is not of its field's type would be told only when it had been written and is read."""
+        try:
+            default = kind()
+        except Exception as error:
+            raise InvalidDeclaration(f"{self.name}: its defaults cannot be made: {error}") from error
+        for name, field in self.fields.items():
+            try:
+                self._decode(b'{"%b":%b}' % (_encode(field.encode_name)[1:-1], _encode(getattr(default, name))))
+            except (msgspec.MsgspecError, TypeError, OverflowError) as error:
+                raise InvalidDeclaration(f"the default of {self.name}.{name} does not fit its type: {error}") from error
 
     def parse(self, text: bytes) -> S:
         """A value from somebody's JSON, where a field that the class does not have is an error."""

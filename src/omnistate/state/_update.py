@@ -86,8 +86,7 @@ class Known:
     @classmethod
     def read(cls, schema: Schema[Any], held: Held) -> Known:
         if held.damaged:
-            names = ", ".join(held.damaged)
-            raise SchemaMismatch(f"{schema.name}: {names} cannot be read, so nothing is changed", fields=held.damaged)
+            raise SchemaMismatch.of_fields(schema.name, held.damaged, then=", so nothing is changed")
         stored = schema.upgrade(held.flat, held.class_version)
         value = schema.decode(schema.join(stored))
         encoded = schema.encode(value)
