@@ -22,6 +22,9 @@ from omnistate.store._link import Link
 from omnistate.store._node import LONGEST_PAUSE, log_in
 from omnistate.store._url import Address, Endpoint
 
+_MOVED, _MOVING = "+switch-master", "+failover-state-send-slaveof-noone"
+_ABORTED = ("-failover-abort-no-good-slave", "-failover-abort-slave-timeout", "-failover-abort-not-elected")
+_LONGEST_MOVE = 3.0  # seconds that calls wait for the end of a failover that was announced
 _ASK_EVERY = 1.0  # seconds
 _ANSWER_WITHIN = 0.5
 _SILENT = 2.5  # a Sentinel that does not answer a ping for so long is connected to anew
@@ -45,35 +48,40 @@ class _Sentinel:
         said = dict(zip(reply[::2], reply[1::2], strict=True))
         return int(said[b"config-epoch"]), said[b"ip"].decode(), int(said[b"port"])
 
-    async def listen(self, on_switch: Callable[[], None]) -> None:
-        """Calls `on_switch` whenever the primary may have moved, until cancelled."""
+    async def listen(self, on_event: Callable[[str], None]) -> None:
+        """Calls `on_event` with the name of each event of the service that says where the primary is, until cancelled."""
         while True:
             with contextlib.suppress(OSError, StoreError, TimeoutError):
                 async with asyncio.timeout(_SILENT):
                     connection = await self._dial()
                 try:
-                    await self._follow(connection, on_switch)
+                    await self._follow(connection, on_event)
                 finally:
                     connection.close()
             await asyncio.sleep(LONGEST_PAUSE * (0.5 + random.random()))
 
-    async def _follow(self, connection: Connection, on_switch: Callable[[], None]) -> None:
+    async def _follow(self, connection: Connection, on_event: Callable[[str], None]) -> None:
         heard = asyncio.Event()
 
         def receive(message: Any) -> None:
             heard.set()
-            is_news = isinstance(message, list) and message[0] == b"message"
-            if is_news and message[2].split(b" ", 1)[0] == self._service.encode():
-                on_switch()
+            if isinstance(message, list) and message[0] == b"message" and self._is_concerned(message[2].decode()):
+                on_event(message[1].decode())
 
         connection.listen(receive)
-        connection.write(pack("SUBSCRIBE", "+switch-master"))
+        connection.write(pack("SUBSCRIBE", _MOVED, _MOVING, *_ABORTED))
         while not connection.closed.done():
             heard.clear()
             connection.write(pack("PING"))
             async with asyncio.timeout(_SILENT):
                 await heard.wait()
             await asyncio.wait([connection.closed], timeout=_ASK_EVERY)
+
+    def _is_concerned(self, said: str) -> bool:
+        """Of `shop <old> <new>`, `master shop ...`, and `slave <name> <host> <port> @ shop ...`."""
+        words = said.split(" ")
+        of = words[words.index("@") + 1] if "@" in words else words[1] if words[0] == "master" else words[0]
+        return of == self._service
 
     async def _dial(self) -> Connection:
         connection = await open_connection(self._endpoint, stall=_SILENT)
@@ -97,13 +105,14 @@ class SentinelLink(Link):
     def __init__(self, address: Address, library: Library, *, timeout: float) -> None:
         self._sentinels = [_Sentinel(endpoint, address.service) for endpoint in address.endpoints]
         self._present: Endpoint | None = None
+        self._moving: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         super().__init__(address, library, timeout=timeout)
         self._node = self._make_node_where(self._locate)
 
     async def connect(self) -> None:
         await super().connect()
-        self._tasks = [asyncio.create_task(one.listen(self._on_switch)) for one in self._sentinels]
+        self._tasks = [asyncio.create_task(one.listen(self._on_event)) for one in self._sentinels]
         self._tasks.append(asyncio.create_task(self._check()))
 
     async def close(self) -> None:
@@ -114,11 +123,23 @@ class SentinelLink(Link):
         for sentinel in self._sentinels:
             sentinel.close()
 
-    def _on_switch(self) -> None:
-        # The one that is replaced answers for a while, as do Sentinels that have not heard: `_locate` asks all of them.
-        self._node.drop("the primary moved")
+    def _on_event(self, event: str) -> None:
+        # The one that is replaced goes on to answer, for ten seconds in a planned failover, and what it is told is lost.
+        if event == _MOVING and self._moving is None:
+            self._moving = asyncio.get_running_loop().create_future()
+        elif event != _MOVING and self._moving is not None:
+            self._moving.cancel()
+            self._moving = None
+        if event not in _ABORTED:
+            self._node.drop("the primary moves")
 
     async def _locate(self) -> Endpoint:
+        if self._moving is not None:
+            await asyncio.wait([self._moving], timeout=_LONGEST_MOVE)
+            self._moving = None
+        return await self._ask()
+
+    async def _ask(self) -> Endpoint:
         answers = await asyncio.gather(*(one.ask() for one in self._sentinels), return_exceptions=True)
         known = [answer for answer in answers if isinstance(answer, tuple)]
         if not known:
@@ -138,6 +159,6 @@ class SentinelLink(Link):
             before = self._present
             with contextlib.suppress(OSError, StoreError, TimeoutError):
                 async with asyncio.timeout(3 * _ANSWER_WITHIN):
-                    if await self._locate() != before:
+                    if self._moving is None and await self._ask() != before:
                         self._node.drop("the primary moved")
                     await self._node.check()
