@@ -32,7 +32,9 @@ def commands() -> list[str]:
 def functions() -> list[str]:
     source = ROOT / "src" / "omnistate"
     defined = set(re.findall(r"^define\('(\w+)'", "".join(p.read_text() for p in source.rglob("*.lua")), re.MULTILINE))
-    called = set(re.findall(r'Command\(\s*"(\w+)"', "".join(p.read_text() for p in source.rglob("*.py"))))
+    called = set(
+        re.findall(r'(?:Command|\.function)\(\s*"(\w+)"', "".join(p.read_text() for p in source.rglob("*.py")))
+    )
     return [f"server-side function {name}: defined or called, not both" for name in sorted(defined ^ called)]
 
 

@@ -13,10 +13,10 @@ from typing import Literal, Self, TypeVar
 from omnistate.collection import Collection, Place, open_collection
 from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, Query, identify
-from omnistate.errors import InvalidInput, NotConnected, OmnistateError
+from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written
+from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written, read_outcome
 from omnistate.store import (
     ACCEPTED,
     Durability,
@@ -239,6 +239,17 @@ class Client(Nouns):
         if self._link is None:
             raise NotConnected
         return str(self._link.address)
+
+    async def outcome(self, error: AmbiguousWrite) -> bool:
+        """Whether a write whose answer was lost has been applied, as far as is known now. One round trip.
+
+        Operation ids are remembered for a day. False is not for ever: what was sent may still be on its way, as long as the
+        server does not know that its sender has gone. Calling again with `error.operation_id` is right in both cases.
+        """
+        if not isinstance(error, AmbiguousWrite) or error.meta is None:
+            raise InvalidInput("outcome takes the AmbiguousWrite that was raised; of an operation id, ask its customer")
+        command = read_outcome(error.meta, error.operation_id)
+        return await self.services.link.execute(command) is not None
 
     def durable(self, level: Durability) -> DurableClient:
         """The same nouns, whose writes have survived so much when they are acknowledged. No round trip.

@@ -268,16 +268,17 @@ class AmbiguousWrite(StoreUnavailable):
 
     code = "ambiguous_write"
 
-    def __init__(self, operation_id: str, reason: str) -> None:
+    def __init__(self, operation_id: str, reason: str, *, meta: bytes | None = None) -> None:
         super().__init__(
             f"the outcome of operation {operation_id} is unknown ({reason}): "
             "call again with this operation id; it will be applied at most once"
         )
-        self.operation_id = operation_id
+        self.operation_id, self.reason = operation_id, reason
+        self.meta = meta  # for `omni.outcome`: the key that remembers the operation
 
     def of(self, operation_id: str) -> AmbiguousWrite:
         """The same of another caller, whose write went with this one."""
-        return AmbiguousWrite(operation_id, str(self.__cause__ or "its answer was lost"))
+        return AmbiguousWrite(operation_id, self.reason, meta=self.meta)
 
 
 class DurabilityNotReached(AmbiguousWrite):
@@ -285,16 +286,17 @@ class DurabilityNotReached(AmbiguousWrite):
 
     code = "durability_not_reached"
 
-    def __init__(self, operation_id: str, wanted: str, reached: int) -> None:
+    def __init__(self, operation_id: str, wanted: str, reached: int, *, meta: bytes | None = None) -> None:
         StoreUnavailable.__init__(
             self,
             f"operation {operation_id} was applied, but {reached} is less than {wanted}: a failover may lose it. Call again "
             "with this operation id: it will not be applied twice, and is waited for again",
         )
-        self.operation_id, self.wanted, self.reached = operation_id, wanted, reached
+        self.operation_id, self.reason, self.meta = operation_id, f"{reached} is less than {wanted}", meta
+        self.wanted, self.reached = wanted, reached
 
     def of(self, operation_id: str) -> DurabilityNotReached:
-        return DurabilityNotReached(operation_id, self.wanted, self.reached)
+        return DurabilityNotReached(operation_id, self.wanted, self.reached, meta=self.meta)
 
 
 class DurabilityUnavailable(StoreError):

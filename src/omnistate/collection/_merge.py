@@ -58,7 +58,7 @@ async def load_collection(
     target = Target(declaration, place)
     if overwrite:
         # What an earlier call with these names has begun to load is not to be removed: its first part tells.
-        begun = await place.services.link.execute(read_outcome(place.log, OwnOperationId("load", *names, "0"), ""))
+        begun = await place.services.link.execute(read_outcome(place.log.meta, OwnOperationId("load", *names, "0")))
         if begun is None:
             clear = parse_change(
                 place.log, [target.delete()], new_operation_id(), lambda _, reply: target.refusal(reply)

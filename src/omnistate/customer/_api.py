@@ -24,7 +24,17 @@ from omnistate.customer._flows import (
 from omnistate.customer._transaction import Transaction, update_several
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.session import Session, start_session
-from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, Services, State, StateHandle, schema_of
+from omnistate.state import (
+    ABSENT,
+    COLLECTION_KINDS,
+    AnyState,
+    Origin,
+    Services,
+    State,
+    StateHandle,
+    read_outcome,
+    schema_of,
+)
 from omnistate.store import (
     LONGEST_LOG,
     Durability,
@@ -34,6 +44,7 @@ from omnistate.store import (
     Keyspace,
     OwnOperationId,
     Position,
+    check_operation_id,
     check_position,
     encode_id,
     open_log,
@@ -153,6 +164,14 @@ class Customer:
     async def position(self) -> Position:
         """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
         return await self._services.link.execute(open_log(self._log))
+
+    async def outcome(self, operation_id: str) -> bool:
+        """Whether a write of this customer under your operation id has been applied, as far as is known now. One round trip.
+
+        Ids are remembered for a day. False is not for ever: see `omni.outcome`.
+        """
+        check_operation_id(operation_id)
+        return await self._services.link.execute(read_outcome(self._log.meta, operation_id)) is not None
 
     async def events(self, *, after: Position | None = None) -> AsyncGenerator[Event, None]:
         """Everything that happens to the customer, as long as you iterate: from now on, or after a position.

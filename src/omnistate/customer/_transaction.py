@@ -446,7 +446,7 @@ class Transaction:
         assert self._operation_id is not None
         intention = self._intention()
         self._earlier = await self._place.services.link.execute(
-            read_outcome(self._place.log, self._operation_id, intention)
+            read_outcome(self._place.log.meta, self._operation_id, intention)
         )
         self.repeated = self._earlier is not None
 
@@ -545,7 +545,7 @@ _ELSEWHERE = (
 
 
 async def _was_done(place: Place, operation_id: str, digest: str) -> bool:
-    return (await place.services.link.execute(read_outcome(place.log, operation_id, digest))) is not None
+    return (await place.services.link.execute(read_outcome(place.log.meta, operation_id, digest))) is not None
 
 
 async def update_several(

@@ -349,7 +349,7 @@ class Remembered(msgspec.Struct, frozen=True):
         return _changed(self.result, repeated=True)
 
 
-def read_outcome(log: LogKeys, operation_id: str, digest: str) -> Command[Remembered | None]:
+def read_outcome(meta: bytes, operation_id: str, digest: str = "") -> Command[Remembered | None]:
     """What is remembered of an operation id, None where it was not applied.
 
     Raises `OperationIdReused` unless the digests agree, as far as the caller's tells intentions apart (`DIGEST_SIZE`).
@@ -361,7 +361,9 @@ def read_outcome(log: LogKeys, operation_id: str, digest: str) -> Command[Rememb
             raise OperationIdReused(operation_id)
         return Remembered(said.decode(), result) if record else None
 
-    return Command("log_outcome", (log.meta, log.written[2]), (spell_operation(operation_id),), parse)
+    return Command(
+        "log_outcome", (meta, meta.removesuffix(b"meta") + b"older"), (spell_operation(operation_id),), parse
+    )
 
 
 def result_version(result: bytes) -> Position:

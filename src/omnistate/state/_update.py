@@ -280,7 +280,7 @@ def _was_done(schema: Schema[Any], target: Target, one: Call) -> Flow[bool]:
     """Whether a call under the caller's own id, whose function now refuses or changes nothing, had been applied before."""
     outcome = None
     if one.digest:
-        outcome = yield from call(read_outcome(target.log, one.operation_id, one.digest))
+        outcome = yield from call(read_outcome(target.log.meta, one.operation_id, one.digest))
     if outcome is None:
         return False
     present = (yield from call(read(target))).held

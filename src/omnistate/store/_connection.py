@@ -15,6 +15,7 @@ import hiredis
 
 from omnistate.store._url import Endpoint
 
+MAX_IN_FLIGHT = 20_000  # commands of one connection that wait for their replies; who comes then waits for room
 _BATCH = 16  # so many commands are sent at once: the server works on them while the next are made here
 
 
@@ -36,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._unsent: list[bytes] = []
+        self._crowd: deque[asyncio.Future[None]] = deque()  # who waits for room
         self._stall = stall
         self._answered = self._loop.time()
         self._watch: asyncio.TimerHandle | None = None
@@ -64,6 +66,12 @@ class Connection(asyncio.Protocol):
         if len(self._unsent) >= _BATCH:
             self._flush()
         return future
+
+    async def room(self) -> None:
+        """Returns when there is room for a command, first come, first served. Raises `ConnectionLost`."""
+        if len(self._pending) >= MAX_IN_FLIGHT and self.is_open:
+            self._crowd.append(future := self._loop.create_future())
+            await future
 
     def send_unheard(self, packed: bytes) -> None:
         """Sends a command whose answer does not matter."""
@@ -109,9 +117,10 @@ class Connection(asyncio.Protocol):
             self._watch.cancel()
             self._watch = None
         pending, self._pending = self._pending, deque()
-        for future in pending:
+        for future in (*pending, *self._crowd):
             if not future.done():
                 future.set_exception(error)
+        self._crowd.clear()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -136,6 +145,15 @@ class Connection(asyncio.Protocol):
             self.close("the server sent something that is not an answer")
             return
         self._answered = self._loop.time()
+        if self._crowd:
+            self._let_in(MAX_IN_FLIGHT - len(pending))
+
+    def _let_in(self, room: int) -> None:
+        while room > 0 and self._crowd:
+            future = self._crowd.popleft()
+            if not future.done():
+                future.set_result(None)
+                room -= 1
 
     def _listen_to_all(self) -> None:
         try:

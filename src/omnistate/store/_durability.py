@@ -140,7 +140,9 @@ class Lane:
             if isinstance(reply, hiredis.ReplyError) or reached >= self._level.wanted:
                 write.reply.set_result(reply)
             else:
-                error = DurabilityNotReached(write.command.operation_id or "", str(self._level), reached)
+                error = DurabilityNotReached(
+                    write.command.operation_id or "", str(self._level), reached, meta=write.command.keys[0]
+                )
                 write.reply.set_exception(error)
 
     def _reached(self, fence: Any = None, count: Any = None) -> int:

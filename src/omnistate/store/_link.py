@@ -23,7 +23,7 @@ from omnistate.errors import (
     StoreUnavailable,
 )
 from omnistate.store._command import Command
-from omnistate.store._connection import Connection, ConnectionLost, pack
+from omnistate.store._connection import MAX_IN_FLIGHT, Connection, ConnectionLost, pack
 from omnistate.store._durability import Durability, Lane
 from omnistate.store._library import Library
 from omnistate.store._node import FIRST_PAUSE, LONGEST_PAUSE, Locate, Node
@@ -31,7 +31,8 @@ from omnistate.store._replies import is_function_missing, is_passing, to_error
 from omnistate.store._url import Address, Endpoint
 
 T = TypeVar("T")
-MAX_IN_FLIGHT = 20_000
+MAX_WAITING = 50_000  # calls that wait for room, for a connection, or for another try
+_RETRIES, _RETRIES_A_SECOND = 20_000, 500  # tries after the first: so many at once, and so many in the long run
 _ASKING = pack("ASKING")
 _TURNS = 5  # redirections of one call that are followed at once
 _NO_ANSWER: Any = object()
@@ -45,16 +46,34 @@ class _Trial:
     sent: bool  # a try may have been applied
     said: str  # what went wrong last
     level: Durability | None = None
+    is_crowded_out: bool = False  # there was no room before the deadline
     asking: bool = False  # the next try is for a server that a slot is being moved to
     turns: int = 0
     pause: float = FIRST_PAUSE
     reloaded: set[Node] = field(default_factory=set)
 
-    async def rest(self) -> None:
+    async def rest(self, at_least: float = 0.0) -> None:
         """Waits longer each time, and not past the deadline."""
         left = self.deadline - asyncio.get_running_loop().time()
-        await asyncio.sleep(max(min(self.pause * (0.5 + random.random()), left), 0))
+        await asyncio.sleep(max(min(max(self.pause, at_least) * (0.5 + random.random()), left), 0))
         self.pause = min(self.pause * 2, LONGEST_PAUSE)
+
+
+class _Budget:
+    """How many tries after the first there may be: a server in trouble is not asked more and more."""
+
+    def __init__(self) -> None:
+        self._left, self._at = float(_RETRIES), asyncio.get_running_loop().time()
+
+    def take(self) -> bool:
+        """Whether another try may be made at once."""
+        now = asyncio.get_running_loop().time()
+        self._left = min(self._left + (now - self._at) * _RETRIES_A_SECOND, _RETRIES)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class Executor(Protocol):
@@ -85,6 +104,8 @@ class Link:
         self._library, self._timeout, self._check_server = library, timeout, check_server
         self._functions: dict[str, bytes] = {}
         self._closed = False
+        self._waiting = 0
+        self._budget = _Budget()
         self._listeners: list[Callable[[], None]] = []
         self._lanes: dict[tuple[Node, Durability], Lane] = {}
         self._node = self._make_node(address.endpoints[0])
@@ -97,7 +118,7 @@ class Link:
         if connection is None or not connection.is_open:
             return await self._persist(command, sent=False)
         if connection.in_flight >= MAX_IN_FLIGHT:
-            raise Overloaded(f"{MAX_IN_FLIGHT:,} calls already wait for {self.address}: slow down and call again")
+            return await self._persist(command, sent=False)
         started = asyncio.get_running_loop().time()
         try:
             reply = await connection.send(self._pack(command))
@@ -169,12 +190,31 @@ class Link:
         level: Durability | None = None,
     ) -> T:
         """Tries until the deadline. `sent`: an earlier try may have been applied. `said`: what went wrong."""
+        if self._waiting >= MAX_WAITING and not sent:
+            raise Overloaded(f"{MAX_WAITING:,} calls already wait for {self.address}: slow down and call again")
+        self._waiting += 1
+        try:
+            return await self._try_again(command, sent, started, reply, said, level)
+        finally:
+            self._waiting -= 1
+
+    async def _try_again(
+        self,
+        command: Command[T],
+        sent: bool,
+        started: float | None,
+        reply: hiredis.ReplyError | None,
+        said: str,
+        level: Durability | None,
+    ) -> T:
         now = asyncio.get_running_loop().time
         trial = _Trial((started if started is not None else now()) + self._timeout, sent, said, level)
         node, target = self.node_of(command.keys[0]), None
         while True:
             if reply is not None:
                 target = await self._heed(str(reply), node, trial)
+            if trial.sent and not self._budget.take():
+                await trial.rest(at_least=LONGEST_PAUSE)
             if now() >= trial.deadline:
                 raise self._give_up(command, trial)
             node = target or self.node_of(command.keys[0])
@@ -198,8 +238,17 @@ class Link:
             return _NO_ANSWER
         except OmnistateError as error:
             if trial.sent and command.operation_id is not None:
-                raise AmbiguousWrite(command.operation_id, str(error)) from error
+                raise AmbiguousWrite(command.operation_id, str(error), meta=_meta_of(command)) from error
             raise
+        try:
+            async with asyncio.timeout_at(trial.deadline):
+                await connection.room()
+        except TimeoutError:
+            trial.is_crowded_out = True
+            return _NO_ANSWER
+        except ConnectionLost as lost:
+            trial.said = str(lost)
+            return _NO_ANSWER
         try:
             async with asyncio.timeout_at(trial.deadline):
                 if trial.asking:
@@ -256,7 +305,9 @@ class Link:
 
     def _give_up(self, command: Command[Any], trial: _Trial) -> StoreError:
         if trial.sent and command.operation_id is not None:
-            return AmbiguousWrite(command.operation_id, trial.said)
+            return AmbiguousWrite(command.operation_id, trial.said, meta=_meta_of(command))
+        if trial.is_crowded_out:
+            return Overloaded(f"{MAX_IN_FLIGHT:,} calls wait for an answer of {self.address}: slow down and call again")
         return self._unavailable(trial.said)
 
     def _unavailable(self, said: str) -> StoreUnavailable:
@@ -276,6 +327,12 @@ class Link:
             if self._closed:
                 raise
             raise self._unavailable(node.last_error) from None
+
+
+def _meta_of(command: Command[Any]) -> bytes | None:
+    """The key that remembers the operation, where the command writes to a log."""
+    key = command.keys[0]
+    return key if key.endswith(b":meta") else None
 
 
 class DurableLink:
