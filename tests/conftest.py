@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 import omnistate
-from machine import DURABLE, Server, SteppedServer, missing
+from machine import DURABLE, Server, SteppedServer, missing, raw_client
 from omnistate.store._binary import find_binary
 
 
@@ -54,11 +54,19 @@ def mortal_redis() -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(params=["valkey", "redis"])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--servers", default="valkey,redis", help="what to run on, of: valkey, redis, cluster, sentinel")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "url" in metafunc.fixturenames:
+        metafunc.parametrize("url", metafunc.config.getoption("servers").split(","), indirect=True)
+
+
+@pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of each kind of server in turn."""
-    server: Server = request.getfixturevalue(request.param)
-    return server.url
+    return str(request.getfixturevalue(request.param).url)
 
 
 Connect = Callable[..., omnistate.Client]
@@ -87,7 +95,7 @@ async def omni(connect: Connect) -> AsyncIterator[omnistate.Client]:
 @pytest.fixture
 def raw(url: str) -> Iterator[Redis]:
     """Another client, to look at and to disturb what is stored."""
-    client = Redis.from_url(url)
+    client = raw_client(url)
     yield client
     client.close()
 

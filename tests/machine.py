@@ -11,9 +11,12 @@ import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
-from redis import Redis
+from redis import Redis, RedisCluster, Sentinel
+
+from omnistate.store import parse_url
 
 CI = os.environ.get("CI") == "true"
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")  # what was acknowledged is there after a SIGKILL
@@ -31,6 +34,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def raw_client(url: str) -> Redis:
+    """Another client, to look at and to disturb what is stored."""
+    address = parse_url(url)
+    first = address.endpoints[0]
+    if address.kind == "cluster":
+        return cast("Redis", RedisCluster(first.host, first.port))
+    if address.kind == "sentinel":
+        return Sentinel([(one.host, one.port) for one in address.endpoints]).master_for(address.service)
+    return Redis(first.host, first.port)
+
+
+def subscribers(raw: Redis, topic: bytes) -> int:
+    """How many listen to a topic, on whatever server it is."""
+    servers = [node.redis_connection for node in raw.get_primaries()] if isinstance(raw, RedisCluster) else [raw]
+    return sum(server.execute_command("PUBSUB", "SHARDNUMSUB", topic)[1] for server in servers)
 
 
 class Server:

@@ -14,6 +14,7 @@ import pytest
 from redis import Redis
 
 import omnistate
+from machine import subscribers
 from omnistate import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.collection import own_keys
 from omnistate.state import parse_change
@@ -695,7 +696,7 @@ async def test_a_waiting_worker_is_woken_by_a_put(ana: Customer, stored: Stored)
     queue = ana.collection(work)
     waiting = asyncio.create_task(queue.wait())
     async with asyncio.timeout(5):
-        while stored.raw.execute_command("PUBSUB", "SHARDNUMSUB", stored.log.topic)[1] == 0:
+        while subscribers(stored.raw, stored.log.topic) == 0:
             await asyncio.sleep(0.001)
         await queue.put("a")
         item = await waiting
@@ -712,7 +713,7 @@ async def test_a_waiting_worker_goes_on_when_it_has_missed_a_part_of_the_log(
         busy = other.customer("ana").collection(visits)
         waiting = asyncio.create_task(queue.wait())
         async with asyncio.timeout(20):
-            while stored.raw.execute_command("PUBSUB", "SHARDNUMSUB", stored.log.topic)[1] == 0:
+            while subscribers(stored.raw, stored.log.topic) == 0:
                 await asyncio.sleep(0.001)
             stored.raw.delete(stored.log.log)  # as if so much had happened that the log does not reach back
             stored.raw.hset(stored.log.meta, "s", "abc 5000 0 0 -1 0")
