@@ -6,6 +6,7 @@ from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
+from omnistate.store._hold import LOCK_FILE, check_writable, hold, make_private, private, say_who_holds
 from omnistate.store._inbox import Inbox
 from omnistate.store._keys import (
     PARTITIONS,
@@ -31,10 +32,12 @@ from omnistate.store._log import (
     spell_operation,
 )
 from omnistate.store._position import Position, check_position
+from omnistate.store._process import Profile, ServerProcess, common_settings
 from omnistate.store._url import Endpoint, parse_url
 
 __all__ = [
     "DIGEST_SIZE",
+    "LOCK_FILE",
     "LONGEST_LOG",
     "MAX_PAGE",
     "PARTITIONS",
@@ -55,23 +58,31 @@ __all__ = [
     "Page",
     "Pause",
     "Position",
+    "Profile",
+    "ServerProcess",
     "call",
     "check_duration",
     "check_operation_id",
     "check_position",
+    "check_writable",
+    "common_settings",
     "decode_id",
     "default_data_dir",
     "digest_of",
     "encode_id",
     "find_binary",
+    "hold",
     "library",
+    "make_private",
     "merged_error",
     "new_operation_id",
     "open_log",
     "opening",
     "parse_url",
+    "private",
     "read_log",
     "run",
     "running_url",
+    "say_who_holds",
     "spell_operation",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from omnistate.errors import DataDirectoryTooNew, DataDirectoryUnusable
-from omnistate.store._hold import LOCK_FILE, check_writable, hold, holder_of, make_private, private, say_who_holds
+from omnistate.store._hold import check_writable, hold, holder_of, make_private, private, say_who_holds
 
 FORMAT = 2  # 2: customers share the hash tags of 256 partitions
 _FORMAT_FILE = "omnistate.json"
@@ -77,10 +77,7 @@ def running_url(path: Path | None = None) -> str | None:
 
 
 def _prepare(path: Path) -> None:
-    names = make_private(path)
-    if names and _FORMAT_FILE not in names and names - {LOCK_FILE}:
-        raise DataDirectoryUnusable(f"{path} holds files that are not omnistate's: choose an empty or new directory")
-    if _FORMAT_FILE in names:
+    if make_private(path, marker=_FORMAT_FILE, whose="omnistate's"):
         _check_format(path)
     check_writable(path)
 

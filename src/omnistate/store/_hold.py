@@ -30,8 +30,11 @@ class Holder:
     url: str
 
 
-def make_private(path: Path) -> set[str]:
-    """The names in the directory, which is made if it is not there. Raises `DataDirectoryUnusable`."""
+def make_private(path: Path, *, marker: str, whose: str) -> bool:
+    """Whether the directory, which is made if it is not there, has been used before: it holds `marker`, or else nothing.
+
+    Raises `DataDirectoryUnusable`.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
@@ -41,12 +44,14 @@ def make_private(path: Path) -> set[str]:
         raise DataDirectoryUnusable(f"{path} is a file: choose another data_dir") from None
     except OSError as error:
         raise DataDirectoryUnusable(f"{path} cannot be used ({error.strerror}): choose another data_dir") from error
+    if names - {LOCK_FILE} and marker not in names:
+        raise DataDirectoryUnusable(f"{path} holds files that are not {whose}: choose an empty or new directory")
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise DataDirectoryUnusable(f"{path} belongs to another user: choose another data_dir")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise DataDirectoryUnusable(f"{path} can be read by other users: chmod 700 {path}")
-    return names
+    return marker in names
 
 
 def check_writable(path: Path) -> None:

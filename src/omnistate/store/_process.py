@@ -14,13 +14,18 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import hiredis
 
 from omnistate.errors import ServerFailed
+from omnistate.store._connection import open_connection, pack
 from omnistate.store._hold import private
+from omnistate.store._replies import to_error
 from omnistate.store._url import Endpoint
 
 Profile = Literal["balanced", "safe"]
+_PATIENCE = 2.0  # seconds for the reply to a command
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG = 1
 
@@ -74,10 +79,26 @@ class ServerProcess:
         if self.poll() is None:
             self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """Ends it at once; it is gone when this returns."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
     def last_words(self) -> str:
         """The end of its log."""
         text = (self._directory / "server.log").read_text(errors="replace")
         return "\n".join(line[:200] for line in text.splitlines()[-8:]) or "(nothing)"
+
+    async def ask(self, *words: str | bytes | int) -> Any:
+        """The reply to one command, on a connection of its own. Raises `OSError`, and `StoreError` for an error reply."""
+        connection = await open_connection(self.endpoint, stall=_PATIENCE)
+        try:
+            reply = await connection.send(pack(*words))
+        finally:
+            connection.close()
+        if isinstance(reply, hiredis.ReplyError):
+            raise to_error(str(reply))
+        return reply
 
     async def wait_until_ready(self, within: timedelta) -> None:
         """Returns when it is up and has loaded its data. Raises `ServerFailed`."""
@@ -116,8 +137,7 @@ class ServerProcess:
         try:
             await asyncio.wait_for(self.wait_until_ended(), _GRACE)
         except TimeoutError:
-            self.signal(signal.SIGKILL)
-            await self.wait_until_ended()
+            self.kill()
         atexit.unregister(self._process.kill)
 
 
