@@ -13,7 +13,8 @@ import pytest
 from redis import Redis
 
 import omnistate
-from machine import DURABLE, Server, SteppedServer, missing, raw_client
+from machine import DURABLE, Server, SteppedServer, raw_client, redis_binary, running
+from omnistate.ops import LocalCluster, LocalSentinel, LocalSettings
 from omnistate.store._binary import find_binary
 
 
@@ -22,13 +23,6 @@ def valkey() -> Iterator[Server]:
     server = Server(find_binary())
     yield server
     server.stop()
-
-
-def redis_binary() -> str:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        missing("redis-server", "apt-get install redis-server")
-    return str(binary)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +46,20 @@ def mortal_redis() -> Iterator[Server]:
     server = Server(redis_binary(), *DURABLE)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """Three shards with a replica each."""
+    yield from running(
+        LocalCluster(node_timeout=timedelta(seconds=1.5), settings=LocalSettings(durability="none")),
+    )
+
+
+@pytest.fixture(scope="session")
+def sentinel() -> Iterator[LocalSentinel]:
+    """A primary with a replica and three sentinels."""
+    yield from running(LocalSentinel(settings=LocalSettings(durability="none")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

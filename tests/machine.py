@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 from redis import Redis, RedisCluster, Sentinel
 
+from omnistate.ops import LocalCluster, LocalServers, Node
 from omnistate.store import parse_url
 
+S = TypeVar("S", bound=LocalServers)
 CI = os.environ.get("CI") == "true"
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")  # what was acknowledged is there after a SIGKILL
 
@@ -28,6 +33,13 @@ def missing(what: str, how: str) -> None:
     if CI:
         pytest.fail(message)
     pytest.skip(message)
+
+
+def redis_binary() -> str:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        missing("redis-server", "apt-get install redis-server")
+    return str(binary)
 
 
 def free_port() -> int:
@@ -51,6 +63,33 @@ def subscribers(raw: Redis, topic: bytes) -> int:
     """How many listen to a topic, on whatever server it is."""
     servers = [node.redis_connection for node in raw.get_primaries()] if isinstance(raw, RedisCluster) else [raw]
     return sum(server.execute_command("PUBSUB", "SHARDNUMSUB", topic)[1] for server in servers)
+
+
+def free_block() -> int:
+    """The first of six ports that are free, as are those 10,000 and 20,000 above; none that outgoing connections get."""
+    while True:
+        first = random.randrange(10_000, 12_700)
+        if all(_is_free(first + above + number) for above in (0, 10_000, 20_000) for number in range(6)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), listening(port):
+        return True
+    return False
+
+
+def listening(port: int) -> socket.socket:
+    """Takes a port, as servers do it."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 class Server:
@@ -136,3 +175,65 @@ class SteppedServer(Server):
     def step_clock(self, by: timedelta) -> None:
         assert abs(by) > timedelta(seconds=5)  # less could not be told from the time that passes
         self.set_clock(self.ahead + by)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+
+
+def running(servers: S) -> Iterator[S]:
+    """The body of a fixture: they run until its end. Who kills or pauses a node calls `heal` in the end."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(servers.start())
+        yield servers
+    finally:
+        loop.run_until_complete(servers.stop())
+        loop.close()
+
+
+class SlotMove:
+    """Moves a slot to another primary, step by step, as `redis-cli --cluster reshard` does.
+
+    After `begin`, the old owner answers ASK for keys that it does not have; after `finish`, MOVED for all.
+    """
+
+    def __init__(self, cluster: LocalCluster, slot: int, *, to: Node) -> None:
+        self.cluster, self.slot, self.target = cluster, slot, to
+
+    async def run(self) -> None:
+        await self.begin()
+        while await self.move_keys():
+            pass
+        await self.finish()
+
+    async def begin(self) -> None:
+        owners = [shard for shard in await self.cluster.shards() if any(self.slot in part for part in shard.slots)]
+        self.source = owners[0].primary
+        await self._set_slot(self.target, "IMPORTING", await _id(self.source))
+        await self._set_slot(self.source, "MIGRATING", await _id(self.target))
+
+    async def move_keys(self, count: int = 100) -> int:
+        """Moves so many keys; returns how many there were."""
+        keys = await self.source.ask("CLUSTER", "GETKEYSINSLOT", self.slot, count)
+        if keys:
+            await self.source.ask("MIGRATE", "127.0.0.1", self.target.port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    async def finish(self) -> None:
+        """The new owner is told first: it must not be that nobody has the slot."""
+        others = [shard.primary for shard in await self.cluster.shards()]
+        owner = await _id(self.target)
+        for node in sorted(others, key=lambda node: node is not self.target):
+            await self._set_slot(node, "NODE", owner)
+
+    async def _set_slot(self, node: Node, *words: str) -> None:
+        await node.ask("CLUSTER", "SETSLOT", self.slot, *words)
+
+
+async def _id(node: Node) -> str:
+    return str((await node.ask("CLUSTER", "MYID")).decode())

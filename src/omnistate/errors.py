@@ -241,6 +241,12 @@ class Denied(OmnistateError):
     code = "denied"
 
 
+class PortInUse(OmnistateError):
+    """Another program listens on this port: stop it, or choose another port."""
+
+    code = "port_in_use"
+
+
 class MissingExtra(OmnistateError, ImportError):
     """An optional part is not installed: the message holds the command that installs it."""
 

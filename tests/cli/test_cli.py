@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
-from machine import free_port
+from machine import free_block, free_port, is_running
 
 SHOP = Path(__file__).parent.parent
 
@@ -32,14 +34,14 @@ def omnistate(*arguments: str, directory: Path = SHOP, **environment: str) -> su
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Path:
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "store.py").write_text(
         "import omnistate\nfrom shop import Cart\napp = omnistate.App(Cart)\nother = omnistate.App(Cart)\n"
     )
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
     (tmp_path / "failing.py").write_text("1/0\n")
     (tmp_path / "wrong.py").write_text("import omnistate\nclass A(omnistate.State, ttl=3): pass\n")
-    os.environ["PYTHONPATH"] = str(SHOP)
+    monkeypatch.setenv("PYTHONPATH", str(SHOP), prepend=os.pathsep)
     return tmp_path
 
 
@@ -78,6 +80,12 @@ def test_get_set_and_watch(app: Path, data_dir: Path) -> None:
         (["set", "ana", "Cart", '{"nte": 1}', "--app", "store:app"], 1, "did you mean 'note'?"),
         (["set", "ana", "Cart", "{", "--app", "store:app"], 1, "truncated"),
         (["watch", "ana", "Cart", "--app", "store:app", "--after", "x"], 1, "not a position"),
+        (["cluster", "up", "--shards", "2"], 2, "try: omnistate cluster up --shards 3"),
+        (["cluster", "up", "--sentinel", "--shards", "3"], 2, "--shards says nothing"),
+        (["cluster", "up", "--sentinel", "--replicas", "0"], 2, "needs a replica"),
+        (["cluster", "up", "--port", "60000"], 2, "--port"),
+        (["cluster", "up", "--binary", "/does/not/exist"], 1, "not a program"),
+        (["cluster", "up", "--data-dir", "/"], 1, "not a local cluster's"),
         (["serve", "store:app"], 2, "--dev"),
         (["serve", "store:app", "--dev", "--host", "0.0.0.0"], 2, "this machine only"),
         (["serve", "store:app", "--token-secret-file", "/does/not/exist"], 2, "cannot be read"),
@@ -174,6 +182,46 @@ async def test_the_demos_script_fails_when_a_step_is_not_seen(monkeypatch: pytes
 
     monkeypatch.setattr(Subscription, "deliver", lose_some)
     assert await asyncio.wait_for(_demo._play(0, None), 20) == 1
+
+
+@pytest.mark.parametrize(("ends", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("kind", "scheme"), [((), "redis+cluster"), (("--sentinel",), "redis+sentinel")])
+def test_a_local_cluster_is_told_and_ends_in_order(
+    kind: tuple[str, ...], scheme: str, ends: signal.Signals, code: int, data_dir: Path
+) -> None:
+    first = free_block()
+    command = [sys.executable, "-m", "omnistate", "cluster", "up", "--port", str(first), "--data-dir", str(data_dir)]
+    process = subprocess.Popen([*command, *kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith(f"{scheme}://127.0.0.1:")
+        with Redis(port=first) as raw:
+            assert raw.ping()
+    finally:
+        process.send_signal(ends)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == code
+    assert f"export OMNISTATE_URL={url}" in said
+    assert f"{data_dir} (kept)" in said
+    pids = [int(pid) for pid in re.findall(r"127.0.0.1:\d+ +(\d+) ", said)]
+    assert len(pids) == (5 if kind else 6)
+    assert not any(map(is_running, pids))
+
+
+def test_a_local_cluster_that_is_interrupted_while_it_starts_leaves_nothing(data_dir: Path) -> None:
+    command = [sys.executable, "-m", "omnistate", "cluster", "up", "--port", str(free_block())]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(data_dir / "new")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 10
+    while not list(data_dir.glob("new/server-*/server.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+    assert list(data_dir.iterdir()) == []
 
 
 def test_a_command_that_is_terminated_says_so(app: Path, data_dir: Path) -> None:

@@ -20,7 +20,7 @@ from redis import Redis
 
 import omnistate
 from everything import everything
-from machine import free_port, missing
+from machine import free_block, free_port, missing
 from shop import Cart
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +34,7 @@ class Reader:
     """A newcomer in an empty directory who types what a page says."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.port = home, free_port()
+        self.home, self.port, self.block = home, free_port(), free_block()
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = {"PATH": path, "HOME": str(home), "COLUMNS": "80", "NODE_PATH": str(SDK)}
         if "PYTHONPATH" in os.environ:  # another checkout's code is what is tested
@@ -44,7 +44,8 @@ class Reader:
     def follow(self, page: Path) -> int:
         """Returns how many commands there were."""
         commands = 0
-        for language, text in BLOCK.findall(page.read_text().replace("8000", str(self.port))):
+        typed = re.sub(r"\b700(\d)\b", lambda port: str(self.block + int(port[1])), page.read_text())
+        for language, text in BLOCK.findall(typed.replace("8000", str(self.port))):
             named = re.match(r"(?:#|//) (\w+\.\w+)\n", text)
             if named:
                 (self.home / named[1]).write_text(text)
@@ -72,12 +73,18 @@ class Reader:
             )
         self.running.append(process)
         deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
+        while not self.is_up(command):
             assert process.poll() is None, (self.home / "log").read_text()
             assert time.monotonic() < deadline, "it does not listen"
             time.sleep(0.05)
+
+    def is_up(self, command: str) -> bool:
+        """A cluster says so; a server listens."""
+        if command.startswith("omnistate cluster"):
+            return "Ctrl-C ends" in (self.home / "log").read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
 
     def leave(self) -> None:
         for process in self.running:
@@ -113,6 +120,7 @@ TOPICS = {
     "history": 2,
     "queries": 1,
     "bulk": 7,
+    "topologies": 1,
 }  # pages about one thing, and how many commands each has
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import omnistate
-from machine import missing
+from machine import is_running, missing
 from omnistate.store import EmbeddedServer, find_binary, running_url
 from omnistate.store._datadir import FORMAT
 from shop import Cart
@@ -46,14 +46,6 @@ async def until(condition: Callable[[], bool], seconds: float = 3) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         await asyncio.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
 
 
 async def test_everything_is_private(data_dir: Path) -> None:

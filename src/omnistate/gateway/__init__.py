@@ -6,7 +6,7 @@ try:
     from omnistate.gateway._auth import MIN_SECRET_BYTES, DevTokens, Peer, TokenExpired, Tokens
     from omnistate.gateway._connection import Limits
     from omnistate.gateway._gateway import Gateway
-    from omnistate.gateway._server import THIS_MACHINE, PortInUse, bind, serving
+    from omnistate.gateway._server import THIS_MACHINE, bind, serving
 except ModuleNotFoundError as error:
     raise MissingExtra("the gateway", extra="server") from error
 
@@ -17,7 +17,6 @@ __all__ = [
     "Gateway",
     "Limits",
     "Peer",
-    "PortInUse",
     "TokenExpired",
     "Tokens",
     "bind",

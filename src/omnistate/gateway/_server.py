@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 import uvicorn
 from starlette.routing import BaseRoute
 
-from omnistate import Client, OmnistateError
+from omnistate import Client, PortInUse
 from omnistate.app import App
 from omnistate.gateway._auth import Tokens
 from omnistate.gateway._bounded_http import BoundedHttp
@@ -22,12 +22,6 @@ from omnistate.gateway._websocket import drain, websocket_protocol
 
 log = logging.getLogger("omnistate.gateway")
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-
-
-class PortInUse(OmnistateError):
-    """Another program listens on this port: stop it, or choose another port."""
-
-    code = "port_in_use"
 
 
 def bind(host: str, port: int) -> socket.socket:

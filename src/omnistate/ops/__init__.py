@@ -1,8 +1,28 @@
-"""What keeps a store in order, and what is done with many customers at once."""
+"""What keeps a store in order, what is done with many customers at once, and clusters on this machine."""
 
 from omnistate.ops._bulk import Bulk, Report
+from omnistate.ops._local import LocalServers, LocalSettings
+from omnistate.ops._local_cluster import LocalCluster, Shard
+from omnistate.ops._local_directory import recorded_port
+from omnistate.ops._local_node import Node, Role
+from omnistate.ops._local_sentinel import LocalSentinel
 from omnistate.ops._migrate import migrate_all
 from omnistate.ops._ndjson import export_all, import_all
 from omnistate.ops._sweeper import Sweeper
 
-__all__ = ["Bulk", "Report", "Sweeper", "export_all", "import_all", "migrate_all"]
+__all__ = [
+    "Bulk",
+    "LocalCluster",
+    "LocalSentinel",
+    "LocalServers",
+    "LocalSettings",
+    "Node",
+    "Report",
+    "Role",
+    "Shard",
+    "Sweeper",
+    "export_all",
+    "import_all",
+    "migrate_all",
+    "recorded_port",
+]

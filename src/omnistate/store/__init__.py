@@ -7,6 +7,7 @@ from omnistate.store._durability import ACCEPTED, SYNCED, Durability, replicated
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
 from omnistate.store._flow import Flow, Pause, call, run
+from omnistate.store._hold import LOCK_FILE, check_writable, hold, make_private, private, say_who_holds
 from omnistate.store._inbox import Inbox
 from omnistate.store._keys import (
     PARTITIONS,
@@ -32,12 +33,14 @@ from omnistate.store._log import (
     spell_operation,
 )
 from omnistate.store._position import Position, check_position
+from omnistate.store._process import Profile, ServerProcess, common_settings
 from omnistate.store._topology import open_link
-from omnistate.store._url import parse_url
+from omnistate.store._url import Endpoint, parse_url
 
 __all__ = [
     "ACCEPTED",
     "DIGEST_SIZE",
+    "LOCK_FILE",
     "LONGEST_LOG",
     "MAX_PAGE",
     "PARTITIONS",
@@ -47,6 +50,7 @@ __all__ = [
     "Durability",
     "DurableLink",
     "EmbeddedServer",
+    "Endpoint",
     "Entry",
     "Executor",
     "Feed",
@@ -61,25 +65,33 @@ __all__ = [
     "Page",
     "Pause",
     "Position",
+    "Profile",
+    "ServerProcess",
     "call",
     "check_duration",
     "check_operation_id",
     "check_position",
+    "check_writable",
+    "common_settings",
     "decode_id",
     "default_data_dir",
     "digest_of",
     "encode_id",
     "find_binary",
+    "hold",
     "library",
+    "make_private",
     "merged_error",
     "new_operation_id",
     "open_link",
     "open_log",
     "opening",
     "parse_url",
+    "private",
     "read_log",
     "replicated",
     "run",
     "running_url",
+    "say_who_holds",
     "spell_operation",
 ]
