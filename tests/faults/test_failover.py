@@ -1,0 +1,81 @@
+"""A primary is killed, stops answering for a while, or is replaced in order, while clients write and watch.
+
+Callers see a pause and no error at the default deadline. At `replicated(1)` nothing that was acknowledged is lost; at `accepted`
+what was lost is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import omnistate
+from load import Load
+from machine import redis_binary, running
+from omnistate import ACCEPTED, Durability, replicated
+from omnistate.ops import LocalCluster, LocalSentinel, LocalServers, LocalSettings, Node
+from omnistate.store import find_binary
+
+NODE_TIMEOUT, DOWN_AFTER = timedelta(seconds=1.5), timedelta(seconds=1)
+AWAY = 5.0  # seconds that a primary does not answer
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def settings(request: pytest.FixtureRequest) -> LocalSettings:
+    binary = find_binary() if request.param == "valkey" else Path(redis_binary())
+    return LocalSettings(binary=binary, durability="none")
+
+
+@pytest.fixture(scope="module", params=[LocalCluster, LocalSentinel])
+def servers(request: pytest.FixtureRequest, settings: LocalSettings) -> Iterator[LocalServers]:
+    if request.param is LocalCluster:
+        yield from running(LocalCluster(replicas=2, node_timeout=NODE_TIMEOUT, settings=settings))
+    else:
+        yield from running(LocalSentinel(replicas=2, down_after=DOWN_AFTER, settings=settings))
+
+
+@pytest.fixture(params=[ACCEPTED, replicated(1)], ids=str)
+async def load(request: pytest.FixtureRequest, servers: LocalServers, tenant: str) -> AsyncIterator[Load]:
+    durability: Durability = request.param
+    async with omnistate.connect(servers.url, tenant=tenant, durability=durability) as omni:
+        yield Load(omni)
+    await servers.heal()
+
+
+async def primary_of(servers: LocalServers) -> Node:
+    if isinstance(servers, LocalSentinel):
+        return await servers.primary()
+    assert isinstance(servers, LocalCluster)
+    return (await servers.shards())[0].primary
+
+
+@pytest.mark.parametrize("how", ["killed", "paused", "planned"])
+async def test_callers_see_a_pause_when_a_primary_is_replaced(servers: LocalServers, load: Load, how: str) -> None:
+    primary = await primary_of(servers)
+    async with load.running():
+        if how == "killed":
+            primary.kill()
+        elif how == "paused":
+            primary.pause()
+            await asyncio.sleep(AWAY)
+            primary.resume()
+        elif isinstance(servers, LocalSentinel):
+            await servers.failover()
+        else:
+            assert isinstance(servers, LocalCluster)
+            await servers.failover((await servers.shards())[0].replicas[0])
+        while await primary_of(servers) is primary:
+            await asyncio.sleep(0.05)
+        await load.written(2000)
+    lost = await load.lost()
+    durability = load.omni.services.durability
+    print(
+        f"{type(servers).__name__} {how} {durability}: pause {load.longest:.2f} s, lost {lost} of {load.acknowledged.total()}"
+    )
+    assert load.errors == []
+    if durability != ACCEPTED:
+        assert lost == 0
