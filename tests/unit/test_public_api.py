@@ -53,7 +53,7 @@ print("fine")
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("text", "words"),
     [
         ("http://x", "unknown scheme"),
         ("redis://h:port", "cannot be read"),
@@ -67,9 +67,9 @@ print("fine")
         ("redis+raft://h", "unknown scheme"),
     ],
 )
-def test_a_url_that_cannot_be_used_says_so_without_its_password(url: str, words: str) -> None:
+def test_a_url_that_cannot_be_used_says_so_without_its_password(text: str, words: str) -> None:
     with pytest.raises(omnistate.InvalidInput, match=words) as caught:
-        parse_url(url)
+        parse_url(text)
     assert "s3cret" not in str(caught.value)
 
 
