@@ -366,11 +366,6 @@ def read_outcome(meta: bytes, operation_id: str, digest: str = "") -> Command[Re
     )
 
 
-def result_version(result: bytes) -> Position:
-    """The version in the result of a write."""
-    return parse_version(_last_result(result).partition(b"\n")[0])
-
-
 def _last_result(result: bytes) -> bytes:
     """A write is stored as it is, a part of a call with its length."""
     return split_results(result)[-1] if b":" in result.split(b" ", 1)[0] else result

@@ -264,7 +264,8 @@ class Change(Snapshot[AnyState]):
 class Written(Snapshot[AnyState], Generic[AnyState, R]):
     """What `update` returns: the document after the function ran, and what the function returned.
 
-    `repeated`: this operation id had been applied before; nothing was written now and `result` is None. `durability`: what
+    `repeated`: this operation id had been applied before; nothing was written now, `result` is None, and the document is as it
+    is now, not as the first call left it. `durability`: what
     the write survives.
     """
 

@@ -25,7 +25,6 @@ from omnistate.state._commands import (
     Target,
     read,
     read_outcome,
-    result_version,
     write,
 )
 from omnistate.state._model import ABSENT, Written
@@ -259,10 +258,9 @@ def _find_done(
 ) -> Flow[list[Call]]:
     """Some of these operations had been applied: their versions are known; returns the calls that are still to do.
 
-    With an id that omnistate made, it was this very write, its answer lost: the function's result stands. With the
-    caller's own id it may have been an earlier call, so there is no result to give.
+    With an id that omnistate made, it was this very write, its answer lost: what the function has made of the document stands.
+    With the caller's own id it may have been an earlier call, so there is no result to give but the document as it is.
     """
-    present = (yield from call(read(target))).held
     results = dict(zip((one.operation_id for one in live), done.results, strict=True))
     left = []
     for one in waiting:
@@ -270,9 +268,9 @@ def _find_done(
         if stored is None:
             left.append(one)
             continue
-        one.version, one.after = stored.version, schema.join(schema.upgrade(present.flat, present.class_version))
+        one.version = stored.version
         if one.digest:
-            one.result, one.repeated = None, True
+            yield from _read_again(schema, target, one)
     return left
 
 
@@ -283,11 +281,15 @@ def _was_done(schema: Schema[Any], target: Target, one: Call) -> Flow[bool]:
         outcome = yield from call(read_outcome(target.log.meta, one.operation_id, one.digest))
     if outcome is None:
         return False
+    yield from _read_again(schema, target, one)
+    return True
+
+
+def _read_again(schema: Schema[Any], target: Target, one: Call) -> Flow[None]:
+    """A call that repeats another one gives the document as it is, value and version."""
     present = (yield from call(read(target))).held
     one.error, one.result, one.repeated = None, None, True
-    one.version = result_version(outcome.result)
-    one.after = schema.join(schema.upgrade(present.flat, present.class_version))
-    return True
+    one.version, one.after = present.version, schema.join(schema.upgrade(present.flat, present.class_version))
 
 
 Execute: TypeAlias = Callable[[Command[Any]], Awaitable[Any]]
