@@ -12,6 +12,8 @@ import pytest
 
 import omnistate
 from omnistate import CUSTOMER
+from omnistate.store._connection import MAX_IN_FLIGHT
+from omnistate.store._link import MAX_WAITING
 from proxy import Proxy
 from shop import Cart
 
@@ -107,6 +109,38 @@ async def test_what_stays_unknown_is_said_and_can_be_asked_again(proxy: Proxy, t
         assert (await cart.get()).visits == 1
 
 
+async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str) -> None:
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=20)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup")
+        proxy.silent = True
+        calls = [asyncio.create_task(cart.get()) for _ in range(MAX_IN_FLIGHT + MAX_WAITING)]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(omnistate.Overloaded):
+                await cart.get()
+        proxy.silent = False
+        assert all(value.items == {"cup": 1} for value in await asyncio.gather(*calls))
+        assert (await cart.get()).items == {"cup": 1}
+
+
+async def test_who_finds_no_room_before_the_deadline_is_refused(proxy: Proxy, tenant: str) -> None:
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=1)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup")
+        proxy.silent = True
+        calls = [asyncio.create_task(cart.increment("visits")) for _ in range(MAX_IN_FLIGHT + 100)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        proxy.silent = False
+        assert {type(outcome) for outcome in outcomes} <= {
+            omnistate.AmbiguousWrite,
+            omnistate.StoreUnavailable,
+            omnistate.Overloaded,
+        }
+        visits = (await cart.get()).visits
+        assert visits <= sum(isinstance(outcome, omnistate.AmbiguousWrite) for outcome in outcomes)
+
+
 async def test_a_read_without_an_answer_is_unavailable_within_the_deadline(proxy: Proxy, tenant: str) -> None:
     async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(milliseconds=400)) as omni:
         proxy.silent = True
@@ -187,6 +221,11 @@ async def test_a_call_of_unknown_outcome_is_made_again_under_its_id(proxy: Proxy
                 await call
             setattr(proxy, fault, False)
             ids.append(unknown.value.operation_id)
+            was_applied = await omni.outcome(unknown.value)
+            assert was_applied == (
+                ids[1:] == [] and fault == "silent"
+            )  # the update rests on what was before the increment
+            assert await omni.customer("ana").outcome(ids[-1]) == was_applied
         for _ in range(3):
             assert await cart.increment("visits", operation_id=ids[0]) == 1
             await cart.update_once(ids[1], Cart.add, "cup")
