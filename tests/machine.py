@@ -71,10 +71,14 @@ def raw_client(url: str) -> Redis:
     return Redis(first.host, first.port, **(tls if first.tls else {}))  # type: ignore[arg-type]
 
 
+def primaries(raw: Redis) -> list[Redis]:
+    """A client for each server that takes writes."""
+    return [node.redis_connection for node in raw.get_primaries()] if isinstance(raw, RedisCluster) else [raw]
+
+
 def subscribers(raw: Redis, topic: bytes) -> int:
     """How many listen to a topic, on whatever server it is."""
-    servers = [node.redis_connection for node in raw.get_primaries()] if isinstance(raw, RedisCluster) else [raw]
-    return sum(server.execute_command("PUBSUB", "SHARDNUMSUB", topic)[1] for server in servers)
+    return sum(server.execute_command("PUBSUB", "SHARDNUMSUB", topic)[1] for server in primaries(raw))
 
 
 def free_block() -> int:

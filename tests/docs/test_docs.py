@@ -20,7 +20,7 @@ from redis import Redis
 
 import omnistate
 from everything import everything
-from machine import free_block, free_port, missing
+from machine import free_block, free_port, missing, primaries
 from shop import Cart
 
 ROOT = Path(__file__).parent.parent.parent
@@ -167,13 +167,16 @@ def test_the_access_list_of_the_reference_has_every_command() -> None:
 async def test_the_access_list_of_the_reference_is_enough(url: str, raw: Redis, tenant: str) -> None:
     page = (ROOT / "docs" / "reference" / "store.md").read_text()
     [rules] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
-    raw.execute_command("ACL", "SETUSER", *rules.split())
-    raw.function_flush()
+    servers = primaries(raw)
+    for server in servers:
+        server.execute_command("ACL", "SETUSER", *rules.split())
+        server.function_flush()
     async with omnistate.connect(url.replace("//", "//omnistate:secret@"), tenant=tenant) as omni:
         await everything(omni, "acl")
         async with contextlib.aclosing(omni.customer("ana").state(Cart).watch()) as changes:
             await anext(changes)
             await omni.customer("ana").state(Cart).update(Cart.add, "cup")
             assert (await anext(changes)).value.items == {"cup": 1}
-    assert raw.execute_command("ACL", "LOG") == []
-    raw.execute_command("ACL", "DELUSER", "omnistate")
+    for server in servers:
+        assert server.execute_command("ACL", "LOG") == []
+        server.execute_command("ACL", "DELUSER", "omnistate")
