@@ -281,13 +281,14 @@ class DocumentMachine(Machine):
     def update_once(self, key: str, number: int, first: bool, how: str) -> None:
         id_, update_once = f"op-{next(self.ids)}", self.handles[first].update_once
 
-        async def version() -> int:
-            return (await update_once(id_, assign, "items", key, number)).position.offset
+        async def repeat() -> tuple[bool, bool]:
+            again, now = await update_once(id_, assign, "items", key, number), await self.handles[first].read()
+            return again.repeated, (again.version, again.value) == (now.version, now.value)
 
         done = self.call(how, update_once, id_, assign, "items", key, number)
         assert not done.repeated or how in ("lost", "killed")
         if self.offset() > self.highest:
-            self.remember(version, done.position.offset)
+            self.remember(repeat, (True, True))
         change = functools.partial(assign, field="items", key=key, new=number)
         self.updated(change, [done])
 

@@ -27,7 +27,7 @@ from omnistate.store._node import Node, say
 _MOST_REPLICAS = 100
 _BATCH = 512  # writes that share a wait
 _SHARE = 0.8  # of the time that is left, for the wait: what did not get there can still be told
-_HONEST = {"redis": ((7, 4, 3), (99,))}  # servers whose WAITAOF waits for the disk: from and before which version
+_HONEST = (7, 4, 3)  # the version of Redis from which on WAITAOF waits for the disk
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -191,11 +191,11 @@ async def _way_to_wait(connection: Connection, level: Durability) -> tuple[str |
     info = (await say(connection, "INFO", "server")).decode()
     name = "valkey" if "valkey_version:" in info else "redis"
     version = tuple(int(part) for part in re.findall(r"redis_version:(\d+)\.(\d+)\.(\d+)", info)[0])
-    first, last = _HONEST.get(name, ((99,), (99,)))
-    if first <= version < last:
-        return "WAITAOF", 1, 0
     settings = await say(connection, "CONFIG", "GET", "append*")
     said = dict(zip(settings[::2], settings[1::2], strict=True))
-    if said.get(b"appendonly") == b"yes" and said.get(b"appendfsync") == b"always":
-        return None
-    raise DurabilityUnavailable(str(level), "set appendonly yes and appendfsync always there, or use Redis >= 7.4.3")
+    if said.get(b"appendonly") == b"yes":
+        if said.get(b"appendfsync") == b"always":
+            return None
+        if name == "redis" and version >= _HONEST:
+            return "WAITAOF", 1, 0
+    raise DurabilityUnavailable(str(level), "set appendonly yes, and appendfsync always (or use Redis >= 7.4.3)")
