@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from redis.crc import key_slot
 
 import omnistate
-from load import Load
+from load import Load, Tally
 from machine import SlotMove
 from omnistate import Client
 from omnistate.ops import LocalCluster, LocalSentinel
@@ -63,6 +66,29 @@ async def test_a_planned_failover_by_sentinels_is_not_seen(sentinel: LocalSentin
     async with load.running():
         await sentinel.failover()
     assert (load.errors, await load.lost()) == ([], 0)
+
+
+async def test_a_slot_that_nobody_serves_is_waited_for(cluster: LocalCluster, tenant: str) -> None:
+    slot = slot_of(tenant, "ana")
+    owner = next(one.primary for one in await cluster.shards() if any(slot in part for part in one.slots))
+    others = [one.primary for one in await cluster.shards() if one.primary is not owner]
+
+    async def everywhere(word: str) -> None:
+        for node in (owner, *others):
+            with contextlib.suppress(omnistate.StoreError):  # who has not heard of it yet
+                await node.ask("CLUSTER", word, slot)
+
+    async with omnistate.connect(cluster.url, tenant=tenant, timeout=timedelta(seconds=3)) as omni:
+        await everywhere("DELSLOTS")
+        try:
+            with pytest.raises(omnistate.StoreUnavailable):
+                await omni.customer("ana").state(Tally).increment("number")
+            call = asyncio.create_task(omni.customer("ana").state(Tally).increment("number"))
+            await asyncio.sleep(0.2)
+        finally:
+            await owner.ask("CLUSTER", "ADDSLOTS", slot)
+        assert await call == 1
+    await cluster.heal()
 
 
 async def test_a_server_that_is_no_cluster_is_told(url: str) -> None:

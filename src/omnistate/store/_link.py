@@ -235,6 +235,8 @@ class Link:
             connection = await self._connect(node, trial.deadline)
         except StoreUnavailable:
             trial.said = node.last_error
+            if node.is_retired:  # and no other server has the slot
+                await trial.rest()
             return _NO_ANSWER
         except OmnistateError as error:
             if trial.sent and command.operation_id is not None:
