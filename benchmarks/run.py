@@ -20,7 +20,16 @@ from rich.table import Table
 
 from harness import ROUNDS, SERVER_CORE, versions
 
-BENCHMARKS = ("p1_write", "p2_hot_document", "p3_one_caller", "p7_visible", "shape_costs", "codec_costs", "sweep_load")
+BENCHMARKS = (
+    "p1_write",
+    "p2_hot_document",
+    "p3_one_caller",
+    "p7_visible",
+    "p8_growth",
+    "shape_costs",
+    "codec_costs",
+    "sweep_load",
+)
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- until here -->\n"
