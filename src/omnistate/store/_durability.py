@@ -26,7 +26,7 @@ from omnistate.store._node import Node, say
 
 _MOST_REPLICAS = 100
 _BATCH = 512  # writes that share a wait
-_SHARE = 0.8  # of the time that is left, for the wait: what did not get there can still be told
+_SHARE = 0.7  # of the time that is left, for the wait: what did not get there can still be told
 _HONEST = (7, 4, 3)  # the version of Redis from which on WAITAOF waits for the disk
 
 
