@@ -16,7 +16,7 @@ from omnistate.customer import Customer, Query, identify
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import AnyState, Keyring, Origin, Services, Snapshot, Written, read_outcome
+from omnistate.state import AnyState, Keyring, NearCache, Origin, Services, Snapshot, Stats, Written, read_outcome
 from omnistate.store import (
     ACCEPTED,
     Durability,
@@ -158,6 +158,7 @@ class Client(Nouns):
         identity_secret: bytes,
         sweep: bool | None,
         keyring: Keyring | None,
+        near_cache_bytes: int,
     ) -> None:
         super().__init__(Keyspace(tenant, identity_secret=identity_secret))
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
@@ -171,13 +172,18 @@ class Client(Nouns):
         if not isinstance(durability, Durability):
             raise InvalidInput(_NO_DURABILITY.format(durability=durability))
         self._data_dir, self._profile, self._timeout, self._durability = data_dir, profile, timeout, durability
-        self._keyring = keyring
+        if type(near_cache_bytes) is not int or near_cache_bytes < 0:
+            raise InvalidInput(
+                f"near_cache_bytes must be a number of bytes, 0 for no near cache, not {near_cache_bytes!r}"
+            )
+        self._keyring, self._near_cache_bytes = keyring, near_cache_bytes
         self._sweeps = url is None if sweep is None else sweep
         self._sweeping: asyncio.Task[None] | None = None
         self._server: EmbeddedServer | None = None
         self._services: Services | None = None
         self._link: Link | None = None
         self._feed: Feed | None = None
+        self._near: NearCache | None = None
         self._levels: dict[Durability, Services] = {}
 
     async def __aenter__(self) -> Self:
@@ -195,6 +201,8 @@ class Client(Nouns):
             await self._stop_server()
             raise
         self._link, self._feed = link, Feed(link)
+        if self._near_cache_bytes:
+            self._near = NearCache(link, self._feed, max_bytes=self._near_cache_bytes)
         self._services = self._services_at(self._durability)
         if self._sweeps:
             self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
@@ -215,6 +223,8 @@ class Client(Nouns):
         if link is not None and self._feed is not None:
             await link.close()
             await asyncio.gather(*(services.combiner.close() for services in self._levels.values()))
+            if self._near is not None:
+                self._near.close()
             await self._feed.close()
             self._levels.clear()
         await self._stop_server()
@@ -264,12 +274,18 @@ class Client(Nouns):
             raise InvalidInput(_NO_DURABILITY.format(durability=level))
         return DurableClient(self._services_at(level), self._keyspace)
 
+    def stats(self) -> Stats:
+        """What this client has counted since it was opened: hits of the near cache, races of `update`. No round trip."""
+        if self._near is None:
+            return Stats()
+        return Stats(near_cache=self._near.stats())
+
     def _services_at(self, level: Durability) -> Services:
         if self._link is None or self._feed is None:
             raise NotConnected
         if level not in self._levels:
             link: Executor = self._link if level == ACCEPTED else DurableLink(self._link, level)
-            self._levels[level] = Services(link, self._feed, self._keyring, level)
+            self._levels[level] = Services(link, self._feed, self._keyring, level, self._near)
         return self._levels[level]
 
 
@@ -284,6 +300,7 @@ def connect(
     identity_secret: bytes = b"",
     sweep: bool | None = None,
     keyring: Keyring | None = None,
+    near_cache_bytes: int = 64 * 1024 * 1024,
 ) -> Client:
     """A client, to be used as `async with omnistate.connect() as omni:`.
 
@@ -299,7 +316,8 @@ def connect(
     `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
     `sweep` makes this client end what has expired, every second, so that watchers see it; by default only with the embedded
     server. One process that does it is enough, and `omnistate serve` does; several share the work. `keyring` has the keys
-    of encrypted states. `identity_secret` keys the hash under which identities are stored; all processes need the same one.
+    of encrypted states. `near_cache_bytes` is what classes with `near_cache=True` may use of this process's memory, about; 0:
+    nothing is kept. `identity_secret` keys the hash under which identities are stored; all processes need the same one.
 
     Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
     `DataDirectoryInUse`, `DataDirectoryUnusable`, `DataDirectoryTooNew`, `ServerBinaryMissing`, `ServerFailed`.
@@ -316,4 +334,5 @@ def connect(
         identity_secret=identity_secret,
         sweep=sweep,
         keyring=keyring,
+        near_cache_bytes=near_cache_bytes,
     )

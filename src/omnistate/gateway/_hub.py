@@ -72,6 +72,9 @@ class _Topic:
         for subscriber in list(self.subscribers):
             subscriber.lose()
 
+    def on_doubt(self) -> None:
+        """What is late comes, in order."""
+
     def leave(self) -> None:
         if not self.joined.done():
             self.joined.cancel()

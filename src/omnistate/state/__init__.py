@@ -40,10 +40,12 @@ from omnistate.state._model import (
     readers_of,
     schema_of,
 )
+from omnistate.state._near import NearCache
 from omnistate.state._options import History, Options, check_life, check_name
 from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
+from omnistate.state._stats import NearCacheStats, Stats, UpdateStats
 from omnistate.state._stored import NO_KEYS
 from omnistate.state._update import Known
 
@@ -64,6 +66,8 @@ __all__ = [
     "KeyEncryptionKey",
     "Keyring",
     "Known",
+    "NearCache",
+    "NearCacheStats",
     "Options",
     "Origin",
     "Part",
@@ -77,8 +81,10 @@ __all__ = [
     "State",
     "StateEvent",
     "StateHandle",
+    "Stats",
     "Target",
     "Undone",
+    "UpdateStats",
     "Written",
     "change",
     "check_depth",

@@ -58,6 +58,7 @@ class Held(msgspec.Struct, frozen=True):
 class Read(msgspec.Struct, frozen=True):
     held: Held
     position: Position
+    left: float = 0.0  # seconds until it expires; 0: it does not
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -116,7 +117,8 @@ def read(target: Target) -> Command[Read]:
     def parse(reply: list[Any]) -> Read:
         if reply[0] == b"merged":
             raise merged_error(target.log, reply[1])
-        return Read(held_of(target, reply[3], reply[4]), Position(reply[1].decode(), int(reply[2])))
+        position = Position(reply[1].decode(), int(reply[2]))
+        return Read(held_of(target, reply[3], reply[4]), position, _left(reply[3], int(reply[5])))
 
     return Command("state_read", (target.log.meta, target.document), (target.entry,), parse)
 
@@ -380,6 +382,12 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
     if word == b"reused":
         raise OperationIdReused(reply[1].decode().removeprefix("op:"))
     raise merged_error(target.log, reply[1])
+
+
+def _left(header: bytes, now: int) -> float:
+    """Seconds that a document has left, by its header and the server's milliseconds."""
+    deadline = int(header.split(b" ", 4)[3]) if header else 0
+    return max(deadline - now, 1) / 1000 if deadline else 0.0
 
 
 def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:

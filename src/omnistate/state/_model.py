@@ -38,7 +38,7 @@ _STRUCT_OPTIONS = {
 }
 _OWN_OPTIONS = (
     *("ttl", "lifetime", "name", "channels", "version", "writes", "codec", "compress_over", "encrypted", "history"),
-    "indexes",
+    *("indexes", "near_cache"),
 )
 
 
@@ -79,6 +79,7 @@ class StateMeta(msgspec.StructMeta):
         encrypted: bool | Collection[str] = False,
         history: History | int | timedelta | None = None,
         indexes: Collection[str] = (),
+        near_cache: bool = False,
         **options: Any,
     ) -> StateMeta:
         if unknown := options.keys() - _STRUCT_OPTIONS:
@@ -101,6 +102,7 @@ class StateMeta(msgspec.StructMeta):
                 encrypted,
                 history,
                 indexes,
+                near_cache,
             )
             for attribute in dir(cls):
                 value = getattr(cls, attribute, None)
@@ -157,6 +159,8 @@ class State(msgspec.Struct, metaclass=StateMeta):
     fields, or all with True, are sealed with the keyring of `connect(keyring=)`. How it follows its class: `version`, with
     `@migrate` between versions, and `writes` while a deployment is being replaced. `history` keeps who changed what:
     a number of changes, an age, or a `History` of both. `indexes` are fields or properties that `omni.query` may ask for.
+
+    With `near_cache`, `get` and `read` answer from this process's memory where they can: see docs/near-cache.md.
     """
 
     __omnistate__: ClassVar[Any] = None

@@ -34,6 +34,7 @@ class Options:
         "indexes",
         "lifetime_ms",
         "name",
+        "near_cache",
         "ttl_ms",
         "version",
         "writes",
@@ -52,6 +53,7 @@ class Options:
         encrypted: bool | Collection[str] = False,
         history: History | int | timedelta | None = None,
         indexes: Collection[str] = (),
+        near_cache: bool = False,
     ) -> None:
         check_name(name)
         check_life(name, ttl, lifetime)
@@ -72,6 +74,11 @@ class Options:
         self.encrypted = encrypted if isinstance(encrypted, bool) else names_of(name, "encrypted", encrypted)
         self.history = _history(name, history)
         self.indexes = tuple(sorted(names_of(name, "indexes", indexes)))
+        if not isinstance(near_cache, bool):
+            raise InvalidDeclaration(
+                f"{name}: near_cache must be True or False, not {near_cache!r}: connect(near_cache_bytes=) says how much"
+            )
+        self.near_cache = near_cache
 
 
 def names_of(name: str, what: str, given: Collection[str]) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterator
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ def protobuf(
     compress_over: int | None = None,
     encrypted: bool | Collection[str] = False,
     history: History | int | timedelta | None = None,
+    near_cache: bool = False,
 ) -> type[M]:
     """Makes a generated message class a state type, and returns it: `protobuf(cart_pb2.Cart, ttl=timedelta(days=7))`.
 
@@ -49,6 +51,7 @@ def protobuf(
         compress_over=compress_over,
         encrypted=encrypted,
         history=history,
+        near_cache=near_cache,
     )
     _declared[message] = options
     _schemas.pop(message, None)
@@ -84,6 +87,7 @@ class ProtobufSchema(Schema[Any]):
         self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, options.name, options.ttl_ms, options.lifetime_ms
         self.version = self.writes = 1
         self.history, self.indexes, self.compares = options.history, Indexes(kind, options, {}), False
+        self.is_near, self.copier = options.near_cache, deepcopy
         fields = list(kind.DESCRIPTOR.fields)
         self._names = {field.name: field for field in fields}
         self._maps = {field.name: field for field in fields if _is_map(field)}

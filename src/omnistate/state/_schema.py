@@ -12,6 +12,7 @@ import msgspec
 from msgspec import NODEFAULT, UNSET, Raw, UnsetType
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep
+from omnistate.state._copy import copier_of
 from omnistate.state._indexes import Indexes
 from omnistate.state._migrate import Migrations
 from omnistate.state._options import Options
@@ -43,9 +44,11 @@ class Schema(Generic[S]):
         "_migrations",
         "_values",
         "compares",
+        "copier",
         "fields",
         "history",
         "indexes",
+        "is_near",
         "known",
         "lifetime_ms",
         "mappings",
@@ -61,6 +64,7 @@ class Schema(Generic[S]):
         self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, name, options.ttl_ms, options.lifetime_ms
         self.version, self.writes, self.history = options.version, options.writes, options.history
         self._migrations = Migrations(name, kind, options)
+        self.is_near = options.near_cache
         try:
             info = msgspec.inspect.type_info(kind)
             self._decode = msgspec.json.Decoder(kind).decode
@@ -77,6 +81,7 @@ class Schema(Generic[S]):
             if field.encode_name in self.mappings and (field.default_factory is NODEFAULT or field.default_factory()):
                 raise InvalidDeclaration(f"{name}.{field.name} is a mapping: its default must be empty, = {{}}")
         self._check_defaults(kind)
+        self.copier = copier_of(kind)
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used

@@ -150,9 +150,10 @@ class Seen:
     MAX_DOCUMENTS = 16_384
     MAX_BYTES = 32 * 1024 * 1024
 
-    def __init__(self) -> None:
+    def __init__(self, on_write: Callable[[bytes], None] | None = None) -> None:
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._bytes = 0
+        self._on_write = on_write  # is told which documents this process has written
 
     def take(self, key: bytes, schema: Schema[Any]) -> Known | None:
         """Removes it, until what it becomes is known."""
@@ -163,6 +164,7 @@ class Seen:
         return known if known.schema is schema else None
 
     def put(self, key: bytes, known: Known) -> None:
+        """It was written, and is this now."""
         self.forget(key)
         self._known[key] = known
         self._bytes += len(known.encoded)
@@ -171,6 +173,9 @@ class Seen:
             self._bytes -= len(dropped.encoded)
 
     def forget(self, key: bytes) -> None:
+        """It was written, and what it is now is not known."""
+        if self._on_write is not None:
+            self._on_write(key)
         old = self._known.pop(key, None)
         if old is not None:
             self._bytes -= len(old.encoded)
@@ -212,6 +217,8 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
         if isinstance(reply, Stored):
             if not known.is_volatile and not schema.rewrites:
                 seen.put(target.document, known.successor(reply.version, after, value))
+            else:
+                seen.forget(target.document)
             return _settle(waiting, reply.version)
         if isinstance(reply, Refused):
             known = Known.read(schema, reply.held)
@@ -221,6 +228,7 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
                 yield Pause(random.random() * 0.001)
             continue
         assert isinstance(reply, Done)  # a write that names a version is never told to wait
+        seen.forget(target.document)
         waiting = yield from _find_done(schema, target, waiting, live, reply)
         if not waiting:
             return None
@@ -299,11 +307,10 @@ _Queue: TypeAlias = "deque[tuple[Schema[Any], Target, Call, asyncio.Future[None]
 class Combiner:
     """Lets writers of one document in one process share a write. Documents do not wait for each other."""
 
-    def __init__(self, execute: Execute, durability: Durability) -> None:
-        self._execute, self._durability = execute, durability
+    def __init__(self, execute: Execute, durability: Durability, seen: Seen) -> None:
+        self._execute, self._durability, self.seen = execute, durability, seen
         self._queues: dict[bytes, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.seen = Seen()
 
     async def update(self, schema: Schema[Any], target: Target, one: Call) -> Written[Any, Any]:
         """Stores what the call's function changes. Raises the function's own error, or the store's."""

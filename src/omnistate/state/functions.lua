@@ -481,18 +481,18 @@ local function apply_delete(log, part, args, at, last)
 end
 
 -- state_read: a document with the log's position of the same moment
--- keys: meta, document   arguments: entry   reply: {"ok", epoch, offset, header or '', document} | {"merged", customer}
+-- keys: meta, document   arguments: entry   reply: {"ok", epoch, offset, header or '', document, now} | {"merged", customer}
 local function state_read(keys, args)
   local epoch, offset, into, header = read_meta(keys[1], args[1])
   if into then return {'merged', into} end
   local now = milliseconds()
   local version, _, _, class, more = look(header, now)
-  if not version then return {'ok', epoch or '', offset, '', {}} end
-  if class == '0' then return {'ok', epoch, offset, header, {}} end  -- a collection: the reader says so
+  if not version then return {'ok', epoch or '', offset, '', {}, '0'} end
+  if class == '0' then return {'ok', epoch, offset, header, {}, '0'} end  -- a collection: the reader says so
   local held = redis_call('HGETALL', keys[2])
   local nearest = more ~= '' and match(more, ' next=(%d+)')
   if nearest and tonumber(nearest) <= now then held = unexpired(held, now) end
-  return {'ok', epoch, offset, header, held}
+  return {'ok', epoch, offset, header, held, text(now)}
 end
 
 -- Parts of a call, by name: check(log, part, args, at, last, alone) gives a refusal or nil; apply(log, part, args, at, last)

@@ -33,6 +33,9 @@ class Listener(Protocol):
     def on_lost(self) -> None:
         """Entries are missing for good: read the state again."""
 
+    def on_doubt(self) -> None:
+        """Entries may be late from now on, or missing until they are read from the log: see `Feed.is_live`."""
+
 
 Leave = Callable[[], None]
 
@@ -45,6 +48,7 @@ class _Topic:
         self.listeners: dict[int, Listener] = {}
         self.position: Position | None = None
         self.waiting: list[tuple[str, Entry]] = []
+        self.is_complete = False  # nothing is missing, as far as is known
         self.repair: asyncio.Task[None] | None = None
         self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -64,17 +68,29 @@ class _Topic:
         for listener in list(self.listeners.values()):
             listener.on_lost()
 
+    def doubt(self, *, is_complete: bool = False) -> None:
+        self.is_complete = self.is_complete and is_complete
+        for listener in list(self.listeners.values()):
+            listener.on_doubt()
+
 
 class _Shard:
     """The logs that one server has: a connection that is subscribed to their topics."""
 
-    def __init__(self, node: Node, on_message: Callable[[_Shard, Any], None]) -> None:
-        self._node, self._on_message = node, on_message
+    def __init__(
+        self, node: Node, on_message: Callable[[_Shard, Any], None], on_doubt: Callable[[_Shard, bool], None]
+    ) -> None:
+        self._node, self._on_message, self._on_doubt = node, on_message, on_doubt
         self._topics: set[bytes] = set()
         self._asked: dict[bytes, int] = {}  # subscriptions sent and not confirmed yet, per topic
         self._given_up: dict[bytes, int] = {}  # the same of their ends
         self._subscriber: _Subscriber | None = None
         self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its server has been heard of lately."""
+        return self._subscriber is not None and self._subscriber.is_heard
 
     def add(self, name: bytes) -> None:
         self._topics.add(name)
@@ -127,11 +143,14 @@ class _Shard:
             pause = 0.02
             self._asked.clear()
             self._given_up.clear()
-            self._subscriber = _Subscriber(connection, lambda message: self._on_message(self, message))
+            self._subscriber = _Subscriber(
+                connection, lambda message: self._on_message(self, message), lambda: self._on_doubt(self, True)
+            )
             for name in self._topics:
                 self._subscribe(name)
             await self._subscriber.watch()
             self._subscriber = None
+            self._on_doubt(self, False)
 
 
 def _count_down(counts: dict[bytes, int], name: bytes) -> bool:
@@ -182,6 +201,14 @@ class Feed:
         assert position is not None
         return position
 
+    def is_live(self, keys: LogKeys) -> bool:
+        """Whether the listeners of a log have been given everything, but for what is on its way.
+
+        A connection that dies silently is noticed within three seconds.
+        """
+        topic = self._topics.get(keys.topic)
+        return topic is not None and topic.is_complete and topic.shard.is_live
+
     async def close(self) -> None:
         """Whoever listens is told; a reader that then looks into the log finds that the client is closed."""
         self._closed = True
@@ -201,7 +228,7 @@ class Feed:
             self._checker = asyncio.create_task(self._check())
         node = self._link.node_of(name)
         if node not in self._shards:
-            self._shards[node] = _Shard(node, self._on_message)
+            self._shards[node] = _Shard(node, self._on_message, self._doubt)
         return self._shards[node]
 
     def _follow(self) -> None:
@@ -209,6 +236,7 @@ class Feed:
         for name, topic in self._topics.items():
             shard = self._shard_of(name)
             if shard is not topic.shard:
+                topic.doubt()
                 topic.shard.remove(name)
                 topic.shard = shard
                 shard.add(name)
@@ -243,6 +271,12 @@ class Feed:
         if shard in self._shards.values():
             shard.restart()
 
+    def _doubt(self, shard: _Shard, is_complete: bool) -> None:
+        """A server is silent, or its connection is gone; in the first case what it will say is still complete."""
+        for topic in list(self._topics.values()):
+            if topic.shard is shard:
+                topic.doubt(is_complete=is_complete)
+
     def _on_message(self, shard: _Shard, message: Any) -> None:
         if isinstance(message, hiredis.ReplyError):
             self._lose(shard)
@@ -270,6 +304,7 @@ class Feed:
         if len(topic.waiting) > _WAITING_LIMIT:
             del topic.waiting[:]  # the repair reads them from the log
         if topic.repair is None and topic.position is not None:
+            topic.doubt()
             self._repair(topic)
 
     def _repair(self, topic: _Topic) -> None:
@@ -305,6 +340,7 @@ class Feed:
             if all(topic.deliver(epoch, entry) for epoch, entry in waiting):
                 break
         topic.repair = None
+        topic.is_complete = True
         if not topic.joined.done():
             topic.joined.set_result(None)
 
@@ -315,13 +351,21 @@ class Feed:
 class _Subscriber:
     """A connection in subscriber mode: whatever arrives is a message, and silence is answered with a ping."""
 
-    PING_EVERY = 5.0
+    PING_EVERY = 1.0  # seconds
+    SILENT_AFTER, GIVEN_UP_AFTER = 2.5, 12.5
 
-    def __init__(self, connection: Connection, on_message: Callable[[Any], None]) -> None:
+    def __init__(
+        self, connection: Connection, on_message: Callable[[Any], None], on_silence: Callable[[], None]
+    ) -> None:
         self._connection = connection
         self._heard = asyncio.get_running_loop().time()
-        self._on_message = on_message
+        self._on_message, self._on_silence = on_message, on_silence
+        self._is_silent = False
         connection.listen(self._receive)
+
+    @property
+    def is_heard(self) -> bool:
+        return self._connection.is_open and not self._is_silent
 
     def say(self, *words: str | bytes) -> None:
         self._connection.write(pack(*words))
@@ -331,15 +375,18 @@ class _Subscriber:
 
     async def watch(self) -> None:
         """Returns when the connection is gone or silent for too long."""
-        loop = asyncio.get_running_loop()
         while not self._connection.closed.done():
             await asyncio.wait([self._connection.closed], timeout=self.PING_EVERY)
-            if loop.time() - self._heard > 2.5 * self.PING_EVERY:
+            silence = asyncio.get_running_loop().time() - self._heard
+            if silence > self.GIVEN_UP_AFTER:
                 self._connection.close("the subscription is silent")
             elif not self._connection.closed.done():
                 self.say("PING")
+                if silence > self.SILENT_AFTER and not self._is_silent:
+                    self._is_silent = True
+                    self._on_silence()
 
     def _receive(self, message: Any) -> None:
-        self._heard = asyncio.get_running_loop().time()
+        self._heard, self._is_silent = asyncio.get_running_loop().time(), False
         if isinstance(message, list | hiredis.ReplyError):
             self._on_message(message)

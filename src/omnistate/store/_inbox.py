@@ -31,6 +31,9 @@ class Inbox:
         self._overflown = True
         self._arrived.set()
 
+    def on_doubt(self) -> None:
+        """What is late comes, in order."""
+
     async def take(self, link: Executor, log: LogKeys, position: Position) -> list[Entry]:
         """The entries after `position`, at least one, without a gap. Raises `PositionLost`."""
         while True:
