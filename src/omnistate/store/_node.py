@@ -49,6 +49,7 @@ class Node:
         self._waiting = 0
         self._opened = asyncio.Event()
         self._dialed: WeakSet[Connection] = WeakSet()
+        self._dialing: set[asyncio.Timeout] = set()
         self.is_retired = False
         self.connection: Connection | None = None
         self.last_error = "not connected yet"
@@ -84,7 +85,7 @@ class Node:
         if self.is_retired:
             raise StoreUnavailable("the server is no longer in use")
         endpoint = await self._locate()
-        connection = await open_connection(endpoint, stall=stall or self._stall)
+        connection = await self._open(endpoint, stall or self._stall)
         self._dialed.add(connection)
         try:
             await log_in(connection, endpoint)
@@ -128,6 +129,9 @@ class Node:
         self.last_error = reason
         for connection in list(self._dialed):
             connection.close(reason)
+        for limit in self._dialing:
+            if not limit.expired():
+                limit.reschedule(0)  # who waits for a server that is gone looks for the next one
 
     def retire(self, reason: str) -> None:
         """Ends all connections for good."""
@@ -136,6 +140,15 @@ class Node:
             self._connecting.cancel()
         self.drop(reason)
         self._opened.set()
+
+    async def _open(self, endpoint: Endpoint, stall: float) -> Connection:
+        """A host that is gone answers nothing at all, and a system waits two minutes for it. Raises `OSError`."""
+        async with asyncio.timeout(self._stall) as limit:
+            self._dialing.add(limit)
+            try:
+                return await open_connection(endpoint, stall=stall)
+            finally:
+                self._dialing.discard(limit)
 
     async def _reconnect(self) -> Connection:
         """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""
