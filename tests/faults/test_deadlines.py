@@ -71,6 +71,27 @@ async def test_a_server_that_answers_drop_by_drop(omni: omnistate.Client, proxy:
     assert await asyncio.gather(*(cart.increment("visits") for cart in carts[:100])) == [2] * 100
 
 
+async def test_writers_of_one_document_who_wait_for_each_other(omni: omnistate.Client, proxy: Proxy) -> None:
+    cart = omni.customer("ana").state(Cart)
+    proxy.silent = True
+    outcomes, took = await timed(*(cart.update(Cart.add, "cup") for _ in range(500)))
+    assert took < DEADLINE + SLACK
+    assert all(isinstance(outcome, omnistate.StoreUnavailable) for outcome in outcomes)
+    proxy.silent = False
+    applied = sum(
+        [await omni.outcome(outcome) for outcome in outcomes if isinstance(outcome, omnistate.AmbiguousWrite)]
+    )
+    assert (await cart.get()).items == {"cup": 1 + applied}
+
+
+async def test_the_steps_of_an_update_share_the_deadline(omni: omnistate.Client, proxy: Proxy) -> None:
+    proxy.delay = 0.45 * DEADLINE  # the read is answered in time, and the write is not
+    asyncio.get_running_loop().call_later(0.2 * DEADLINE, setattr, proxy, "silent", True)
+    (outcome,), took = await timed(omni.customer("ben").state(Cart).update(Cart.add, "cup"))
+    assert isinstance(outcome, omnistate.AmbiguousWrite)
+    assert took < DEADLINE + SLACK / 2
+
+
 async def test_a_server_that_cuts_every_connection(omni: omnistate.Client, proxy: Proxy) -> None:
     cart = omni.customer("ana").state(Cart)
     proxy.lose_every_reply_to = b"_state_write"

@@ -69,7 +69,7 @@ class Services:
 
     def __init__(self, link: Executor, feed: Feed, keyring: Keyring | None, durability: Durability = ACCEPTED) -> None:
         self.link, self.feed, self.keyring, self.durability = link, feed, keyring, durability
-        self.combiner = Combiner(link.execute, durability)
+        self.combiner = Combiner(link, durability)
 
 
 class Origin(msgspec.Struct, frozen=True):
