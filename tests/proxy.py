@@ -25,7 +25,7 @@ class Proxy:
         self.lose_every_reply_to: bytes | None = None
         self.lose_call = 0  # the n-th call of a function from now on; 0: none
         self.on_loss: Callable[[], None] = lambda: None
-        self.lost = 0
+        self.lost = self.calls = 0  # replies, and functions that were called
         self.silent = False  # replies wait
         self.deaf = False  # requests are dropped
         self.begins: tuple[bytes, str] | None = None  # a call that names this makes the proxy "silent" or "deaf"
@@ -85,6 +85,7 @@ class Proxy:
             if self.lose_every_reply_to is not None and self.lose_every_reply_to in data:
                 armed[0] = True
             calls = data.count(b"\r\nFCALL\r\n")
+            self.calls += calls
             if 0 < self.lose_call <= calls:
                 armed[0] = True
             self.lose_call = max(self.lose_call - calls, 0)

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 import omnistate
 from machine import Server
+from omnistate.store import _link
 from proxy import Proxy
 from shop import Cart
 
@@ -90,6 +92,35 @@ async def test_the_steps_of_an_update_share_the_deadline(omni: omnistate.Client,
     (outcome,), took = await timed(omni.customer("ben").state(Cart).update(Cart.add, "cup"))
     assert isinstance(outcome, omnistate.AmbiguousWrite)
     assert took < DEADLINE + SLACK / 2
+
+
+async def test_callers_of_little_patience_are_connected_in_the_end(omni: omnistate.Client, proxy: Proxy) -> None:
+    """Each gives up long before a connection is made; it is made all the same."""
+    link: Any = omni.services.link
+    proxy.delay = 0.05
+    proxy.cut()
+    await link._node.connection.closed
+    async with asyncio.timeout(5):
+        while not link._node.connection.is_open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await omni.customer("ana").state(Cart).get()
+
+
+@pytest.mark.parametrize(("budget", "most"), [(20_000, 50 * 12), (30, 50 * 5)])
+async def test_a_server_in_trouble_is_not_asked_more_and_more(
+    proxy: Proxy, tenant: str, monkeypatch: pytest.MonkeyPatch, budget: int, most: int
+) -> None:
+    monkeypatch.setattr(_link, "_RETRIES", budget)
+    monkeypatch.setattr(_link, "_RETRIES_A_SECOND", 10)
+    async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=DEADLINE)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.increment("visits")
+        proxy.lose_every_reply_to, proxy.calls = b"_state_write", 0
+        await timed(*(cart.increment("visits") for _ in range(50)))
+        assert 100 <= proxy.calls <= most  # else 6,000
+        proxy.heal()
+        assert await cart.increment("visits") == 52
 
 
 async def test_a_server_that_cuts_every_connection(omni: omnistate.Client, proxy: Proxy) -> None:

@@ -313,7 +313,11 @@ async def test_a_merge_with_lost_replies_brings_every_item_once(omni: omnistate.
     async def lose() -> None:
         while True:
             proxy.lose_next_reply_to = b"_change"
-            await asyncio.sleep(0.005)
+            while proxy.lose_next_reply_to is not None:
+                await asyncio.sleep(0.001)
+            passed = proxy.calls + 1  # the next try is heard
+            while proxy.calls < passed:
+                await asyncio.sleep(0.001)
 
     losing = asyncio.create_task(lose())
     await ana.merge(ben)

@@ -267,10 +267,12 @@ class Link:
                     connection.send_unheard(_ASKING)
                 return await connection.send(self._pack(command))
         except (ConnectionLost, TimeoutError) as lost:
-            trial.sent, trial.said = True, str(lost) or "no reply in time"
-            return _NO_ANSWER
+            was_sent, trial.sent, trial.said = trial.sent, True, str(lost) or "no reply in time"
         finally:
             trial.asking = False
+        if was_sent:  # whatever cuts the connection will do it again: no rush
+            await trial.rest()
+        return _NO_ANSWER
 
     async def _send_durably(self, command: Command[Any], node: Node, trial: _Trial, level: Durability) -> Any:
         lane = self._lanes.get((node, level))

@@ -63,6 +63,7 @@ class Node:
             return self.connection
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._reconnect())
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         task, self._waiting = self._connecting, self._waiting + 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -73,9 +74,6 @@ class Node:
             raise
         finally:
             self._waiting -= 1
-            if self._waiting == 0 and not task.done():
-                task.cancel()  # it ends later; who comes meanwhile starts another
-                self._connecting = None
 
     async def dial(self, *, greet: bool = False, stall: float | None = None) -> Connection:
         """A further connection, logged in. Raises `OSError` or `StoreError`.
@@ -151,7 +149,11 @@ class Node:
                 self._dialing.discard(limit)
 
     async def _reconnect(self) -> Connection:
-        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""
+        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions).
+
+        What has begun goes on when nobody waits any more: callers whose patience is shorter than it takes would never be
+        connected.
+        """
         pause = FIRST_PAUSE
         while True:
             self._check_server()
@@ -164,6 +166,9 @@ class Node:
                 self._opened.set()
                 self._opened.clear()
                 return connection
+            if self._waiting == 0:
+                self._connecting = None  # who comes now starts another
+                raise ConnectionLost(self.last_error)
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, LONGEST_PAUSE)
 
