@@ -90,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "url" in metafunc.fixturenames:
+    if "url" in metafunc.fixturenames and not hasattr(metafunc.module, "url"):  # else the module has its own servers
         metafunc.parametrize("url", metafunc.config.getoption("servers").split(","), indirect=True)
 
 
