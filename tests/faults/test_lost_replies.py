@@ -13,10 +13,11 @@ import pytest
 
 import omnistate
 from omnistate import CUSTOMER
-from omnistate.store._connection import MAX_IN_FLIGHT
-from omnistate.store._link import MAX_WAITING
+from omnistate.store import _connection, _link
 from proxy import Proxy
 from shop import Cart
+
+IN_FLIGHT, WAITING = 2_000, 5_000
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -110,12 +111,20 @@ async def test_what_stays_unknown_is_said_and_can_be_asked_again(proxy: Proxy, t
         assert (await cart.get()).visits == 1
 
 
-async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str) -> None:
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less room than there is, so that a few calls fill it."""
+    for module in (_connection, _link):
+        monkeypatch.setattr(module, "MAX_IN_FLIGHT", IN_FLIGHT)
+    monkeypatch.setattr(_link, "MAX_WAITING", WAITING)
+
+
+async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str, narrow: None) -> None:
     async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=20)) as omni:
         cart = omni.customer("ana").state(Cart)
         await cart.update(Cart.add, "cup")
         proxy.silent = True
-        calls = [asyncio.create_task(cart.get()) for _ in range(MAX_IN_FLIGHT + MAX_WAITING)]
+        calls = [asyncio.create_task(cart.get()) for _ in range(IN_FLIGHT + WAITING)]
         await asyncio.sleep(0)
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(30_000):
@@ -127,12 +136,12 @@ async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant:
         assert (await cart.get()).items == {"cup": 1}
 
 
-async def test_who_finds_no_room_before_the_deadline_is_refused(proxy: Proxy, tenant: str) -> None:
+async def test_who_finds_no_room_before_the_deadline_is_refused(proxy: Proxy, tenant: str, narrow: None) -> None:
     async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=1)) as omni:
         cart = omni.customer("ana").state(Cart)
         await cart.update(Cart.add, "cup")
         proxy.silent = True
-        calls = [asyncio.create_task(cart.increment("visits")) for _ in range(MAX_IN_FLIGHT + 100)]
+        calls = [asyncio.create_task(cart.increment("visits")) for _ in range(IN_FLIGHT + 100)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         proxy.silent = False
         assert {type(outcome) for outcome in outcomes} <= {
