@@ -17,6 +17,8 @@ from machine import DURABLE, Server, SteppedServer, TlsServer, raw_client, redis
 from omnistate.ops import LocalCluster, LocalSentinel, LocalSettings
 from omnistate.store._binary import find_binary
 
+MEASURED = pytest.StashKey[list[str]]()
+
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Server]:
@@ -88,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "url" in metafunc.fixturenames:
+    if "url" in metafunc.fixturenames and not hasattr(metafunc.module, "url"):  # else the module has its own servers
         metafunc.parametrize("url", metafunc.config.getoption("servers").split(","), indirect=True)
 
 
@@ -127,6 +129,20 @@ def raw(url: str) -> Iterator[Redis]:
     client = raw_client(url)
     yield client
     client.close()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> list[str]:
+    """Lines that are told at the end of the run: pauses, losses."""
+    return request.config.stash.setdefault(MEASURED, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(MEASURED, [])
+    if lines:
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

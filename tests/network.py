@@ -18,6 +18,7 @@ import pytest
 from machine import missing
 
 _NETWORK = ipaddress.ip_network("10.77.0.0/24")
+_TEST = str(_NETWORK[254])  # where the test's own packets come from
 _BRIDGE = "omnibr0"
 
 
@@ -45,17 +46,17 @@ class Host:
             words = ["ip", "netns", "exec", self._name, *command]
             self._processes.append(subprocess.Popen(words, cwd=directory, stdout=log, stderr=log))
 
-    def cut_off(self, others: list[Host]) -> None:
-        """Nothing passes between this host and the others; who stays connected hears nothing."""
+    def cut_off(self, others: list[Host], *, from_all: bool = False) -> None:
+        """Nothing passes between this host and the others, and with `from_all` the test: who stays connected hears nothing."""
+        addresses = [one.address for one in others] + ([_TEST] if from_all else [])
         for way, offset in (("ingress", 30), ("egress", 26)):  # of what the host sends, and of what is sent to it
             tests = [
-                f"21 {len(others) - index} 0 {int(ipaddress.ip_address(one.address))}"
-                for index, one in enumerate(others)
+                f"21 {len(addresses) - index} 0 {int(ipaddress.ip_address(one))}" for index, one in enumerate(addresses)
             ]
             # Load the protocol; is it IP? Load the other address; is it one of these? Pass, or drop.
             program = [
                 "40 0 0 12",
-                f"21 0 {len(others) + 1} 2048",
+                f"21 0 {len(addresses) + 1} 2048",
                 f"32 0 0 {offset}",
                 *tests,
                 "6 0 0 4294967295",
@@ -92,7 +93,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
             pytest.skip(f"this machine has no bridges: {error.stderr.decode().strip()}")
         made: list[Host] = []
         try:
-            _ip("addr", "add", f"{_NETWORK[254]}/24", "dev", _BRIDGE)
+            _ip("addr", "add", f"{_TEST}/24", "dev", _BRIDGE)
             _ip("link", "set", _BRIDGE, "up")
             made.extend(Host(number) for number in range(1, count + 1))
             yield made

@@ -12,7 +12,7 @@ class Proxy:
     """`lose_next_reply_to`: a call that names this is applied, and the connection cut in place of its reply.
 
     `on_loss` is called then: to kill the server, for instance. `lose_call` counts down the calls of functions, and the last
-    one is lost in the same way.
+    one is lost in the same way. `lose_every_reply_to` does it each time.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,12 +22,15 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.lose_next_reply_to: bytes | None = None
+        self.lose_every_reply_to: bytes | None = None
         self.lose_call = 0  # the n-th call of a function from now on; 0: none
         self.on_loss: Callable[[], None] = lambda: None
-        self.lost = 0
+        self.lost = self.calls = 0  # replies, and functions that were called
         self.silent = False  # replies wait
         self.deaf = False  # requests are dropped
+        self.begins: tuple[bytes, str] | None = None  # a call that names this makes the proxy "silent" or "deaf"
         self.delay = 0.0
+        self.trickle = 0  # bytes of the replies that come through in a tenth of a second; 0: all
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -49,6 +52,12 @@ class Proxy:
     def cut(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
+
+    def heal(self) -> None:
+        """Passes everything on again."""
+        self.lose_next_reply_to = self.lose_every_reply_to = None
+        self.begins = None
+        self.lose_call, self.silent, self.deaf, self.delay, self.trickle = 0, False, False, 0.0, 0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -73,10 +82,15 @@ class Proxy:
             if self.lose_next_reply_to is not None and self.lose_next_reply_to in data:
                 self.lose_next_reply_to = None
                 armed[0] = True
+            if self.lose_every_reply_to is not None and self.lose_every_reply_to in data:
+                armed[0] = True
             calls = data.count(b"\r\nFCALL\r\n")
+            self.calls += calls
             if 0 < self.lose_call <= calls:
                 armed[0] = True
             self.lose_call = max(self.lose_call - calls, 0)
+            if self.begins is not None and self.begins[0] in data:
+                setattr(self, self.begins[1], True)
             if self.deaf:
                 continue
             back.write(data)
@@ -92,5 +106,9 @@ class Proxy:
                 await asyncio.sleep(0.01)
             if self.delay:
                 await asyncio.sleep(self.delay)
+            while self.trickle and data:
+                writer.write(data[: self.trickle])
+                data = data[self.trickle :]
+                await asyncio.sleep(0.1)
             writer.write(data)
         raise ConnectionResetError

@@ -313,7 +313,8 @@ def connect(
     `durability` is what a write has survived when it is acknowledged: `ACCEPTED`, `SYNCED` or `replicated(n)`;
     `omni.durable(level)` says it for some writes.
 
-    `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included.
+    `tenant` separates customers of several businesses. `timeout` bounds every call, retries and reconnecting included; of what
+    is done in steps (identify, link, merge, hand-off, claim, bulk) each step.
     `sweep` makes this client end what has expired, every second, so that watchers see it; by default only with the embedded
     server. One process that does it is enough, and `omnistate serve` does; several share the work. `keyring` has the keys
     of encrypted states. `near_cache_bytes` is what classes with `near_cache=True` may use of this process's memory, about; 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -12,15 +13,16 @@ import pytest
 
 import omnistate
 from omnistate import CUSTOMER
-from omnistate.store._connection import MAX_IN_FLIGHT
-from omnistate.store._link import MAX_WAITING
+from omnistate.store import _connection, _link
 from proxy import Proxy
 from shop import Cart
 
+IN_FLIGHT, WAITING = 2_000, 5_000
 
-@pytest.fixture
-async def proxy(request: pytest.FixtureRequest, valkey: Any) -> AsyncIterator[Proxy]:
-    async with Proxy(valkey.port) as made:
+
+@pytest.fixture(params=["valkey", "redis"])
+async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
+    async with Proxy(request.getfixturevalue(request.param).port) as made:
         yield made
 
 
@@ -109,27 +111,37 @@ async def test_what_stays_unknown_is_said_and_can_be_asked_again(proxy: Proxy, t
         assert (await cart.get()).visits == 1
 
 
-async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str) -> None:
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less room than there is, so that a few calls fill it."""
+    for module in (_connection, _link):
+        monkeypatch.setattr(module, "MAX_IN_FLIGHT", IN_FLIGHT)
+    monkeypatch.setattr(_link, "MAX_WAITING", WAITING)
+
+
+async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str, narrow: None) -> None:
     async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=20)) as omni:
         cart = omni.customer("ana").state(Cart)
         await cart.update(Cart.add, "cup")
         proxy.silent = True
-        calls = [asyncio.create_task(cart.get()) for _ in range(MAX_IN_FLIGHT + MAX_WAITING)]
+        calls = [asyncio.create_task(cart.get()) for _ in range(IN_FLIGHT + WAITING)]
         await asyncio.sleep(0)
-        for _ in range(3):
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(30_000):
             with pytest.raises(omnistate.Overloaded):
                 await cart.get()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kilobytes < 10_000  # who is refused takes no room
         proxy.silent = False
         assert all(value.items == {"cup": 1} for value in await asyncio.gather(*calls))
         assert (await cart.get()).items == {"cup": 1}
 
 
-async def test_who_finds_no_room_before_the_deadline_is_refused(proxy: Proxy, tenant: str) -> None:
+async def test_who_finds_no_room_before_the_deadline_is_refused(proxy: Proxy, tenant: str, narrow: None) -> None:
     async with omnistate.connect(proxy.url, tenant=tenant, timeout=timedelta(seconds=1)) as omni:
         cart = omni.customer("ana").state(Cart)
         await cart.update(Cart.add, "cup")
         proxy.silent = True
-        calls = [asyncio.create_task(cart.increment("visits")) for _ in range(MAX_IN_FLIGHT + 100)]
+        calls = [asyncio.create_task(cart.increment("visits")) for _ in range(IN_FLIGHT + 100)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         proxy.silent = False
         assert {type(outcome) for outcome in outcomes} <= {
@@ -313,7 +325,11 @@ async def test_a_merge_with_lost_replies_brings_every_item_once(omni: omnistate.
     async def lose() -> None:
         while True:
             proxy.lose_next_reply_to = b"_change"
-            await asyncio.sleep(0.005)
+            while proxy.lose_next_reply_to is not None:
+                await asyncio.sleep(0.001)
+            passed = proxy.calls + 1  # the next try is heard
+            while proxy.calls < passed:
+                await asyncio.sleep(0.001)
 
     losing = asyncio.create_task(lose())
     await ana.merge(ben)

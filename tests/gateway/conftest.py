@@ -12,12 +12,6 @@ from omnistate.gateway import Limits, Tokens, bind, serving
 
 
 @pytest.fixture
-def url(valkey: object) -> str:
-    """One kind of server is enough here: the store's tests run on both."""
-    return valkey.url  # type: ignore[attr-defined,no-any-return]
-
-
-@pytest.fixture
 def limits() -> Limits:
     return Limits()
 

@@ -97,12 +97,12 @@ async def test_a_merge_that_was_killed_is_finished_by_the_next(omni: Client, cal
     link = omni.services.link
     execute, left = link.execute, calls_before_the_crash
 
-    async def die_after(command: object) -> object:
+    async def die_after(command: object, **options: object) -> object:
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        return await execute(command)  # type: ignore[arg-type]
+        return await execute(command, **options)  # type: ignore[arg-type]
 
     link.execute = omni.services.combiner._execute = die_after  # type: ignore[method-assign,assignment]
     try:

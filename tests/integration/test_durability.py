@@ -73,6 +73,24 @@ async def test_a_repeated_write_waits_again(omni: Client, replica: Node) -> None
     assert await cart.increment("visits") == 2
 
 
+async def test_a_wait_is_made_again_when_the_primary_is_replaced_meanwhile(
+    replica: Node, sentinel: LocalSentinel, tenant: str
+) -> None:
+    async with omnistate.connect(sentinel.url, tenant=tenant, durability=replicated(1)) as omni:
+        cart = omni.customer("ana").state(Cart)
+        await cart.increment("visits")
+        primary = await sentinel.primary()
+        replica.pause()
+        call = asyncio.create_task(cart.increment("visits"))
+        while (await primary.info("clients"))["blocked_clients"] == "0":
+            await asyncio.sleep(0.01)
+        await primary.ask("REPLICAOF", "127.0.0.1", replica.port)  # which ends the wait with an error
+        await primary.ask("REPLICAOF", "NO", "ONE")
+        replica.resume()
+        assert await call == 2
+        assert await cart.increment("visits") == 3
+
+
 async def test_more_replicas_than_there_are_cannot_confirm(omni: Client) -> None:
     with pytest.raises(omnistate.DurabilityNotReached) as short:
         await omni.durable(replicated(5)).customer("ana").state(Cart).increment("visits")

@@ -76,7 +76,7 @@ class Services:
         near: NearCache | None = None,
     ) -> None:
         self.link, self.feed, self.keyring, self.durability, self.near = link, feed, keyring, durability, near
-        self.combiner = Combiner(link.execute, durability, Seen(near.written if near is not None else None))
+        self.combiner = Combiner(link, durability, Seen(near.written if near is not None else None))
 
 
 class Origin(msgspec.Struct, frozen=True):

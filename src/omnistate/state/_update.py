@@ -11,11 +11,19 @@ import asyncio
 import inspect
 import random
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import Any, TypeAlias
+from typing import Any, cast
 
-from omnistate.errors import AmbiguousWrite, Conflict, InvalidInput, InvalidValue, SchemaMismatch
+from omnistate.errors import (
+    AmbiguousWrite,
+    Conflict,
+    InvalidInput,
+    InvalidValue,
+    Overloaded,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from omnistate.state._commands import (
     Done,
     Held,
@@ -29,10 +37,11 @@ from omnistate.state._commands import (
 )
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
-from omnistate.store import Command, Durability, Flow, Pause, Position, call, new_operation_id, run
+from omnistate.store import Durability, Executor, Flow, Pause, Position, call, new_operation_id, run
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
 MAX_BATCH = 128  # callers that share one write
+MAX_WAITING = 50_000  # callers of a client that wait for their turn
 _PATIENCE = 10  # races that are simply tried again; then a turn is asked for
 _NOWHERE = Position("", 0)
 
@@ -63,6 +72,18 @@ class Call:
             self.after = schema.encode(value)
         except Exception as error:  # the caller's own: handed back to the caller
             self.error = error
+
+    def fail(self, error: StoreUnavailable) -> bool:
+        """The write that it was to share has failed; whether it may be made again, as nothing of this caller was sent."""
+        is_unknown = isinstance(error, AmbiguousWrite)
+        is_sent = is_unknown and self.error is None  # what its function has refused was not
+        if is_sent:
+            self.error = cast("AmbiguousWrite", error).of(self.operation_id)
+        elif is_unknown:  # it may have refused what another caller had made of the document, and that is unknown
+            self.error = StoreUnavailable(f"what the function was run on was not stored in time: {error}")
+        else:
+            self.error = error
+        return not is_sent
 
 
 class Known:
@@ -300,27 +321,36 @@ def _read_again(schema: Schema[Any], target: Target, one: Call) -> Flow[None]:
     one.version, one.after = present.version, schema.join(schema.upgrade(present.flat, present.class_version))
 
 
-Execute: TypeAlias = Callable[[Command[Any]], Awaitable[Any]]
-_Queue: TypeAlias = "deque[tuple[Schema[Any], Target, Call, asyncio.Future[None]]]"
+class _Waiter:
+    """A caller whose turn it is not yet, since a moment of the loop's clock."""
+
+    __slots__ = ("call", "done", "schema", "since", "target")
+
+    def __init__(self, schema: Schema[Any], target: Target, one: Call) -> None:
+        loop = asyncio.get_running_loop()
+        self.schema, self.target, self.call, self.since = schema, target, one, loop.time()
+        self.done: asyncio.Future[None] = loop.create_future()
+
+    def goes_with(self, other: _Waiter) -> bool:
+        return self.schema is other.schema and self.target.head == other.target.head
 
 
 class Combiner:
     """Lets writers of one document in one process share a write. Documents do not wait for each other."""
 
-    def __init__(self, execute: Execute, durability: Durability, seen: Seen) -> None:
-        self._execute, self._durability, self.seen = execute, durability, seen
-        self._queues: dict[bytes, _Queue] = {}
+    def __init__(self, link: Executor, durability: Durability, seen: Seen) -> None:
+        self._execute, self._timeout, self._durability, self.seen = link.execute, link.timeout, durability, seen
+        self._queues: dict[bytes, deque[_Waiter]] = {}
+        self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def update(self, schema: Schema[Any], target: Target, one: Call) -> Written[Any, Any]:
         """Stores what the call's function changes. Raises the function's own error, or the store's."""
         queue = self._queues.get(target.document)
         if one.digest:  # the caller's own operation id: its outcome must not depend on who else is here
-            await run(apply(schema, target, self.seen, [one]), self._execute)
+            await self._apply(schema, target, [one], asyncio.get_running_loop().time())
         elif queue is not None:
-            future = asyncio.get_running_loop().create_future()
-            queue.append((schema, target, one, future))
-            await future
+            await self._wait(queue, _Waiter(schema, target, one))
         else:
             await self._lead(schema, target, one)
         if one.error is not None:
@@ -336,12 +366,25 @@ class Combiner:
             repeated=one.repeated,
         )
 
+    async def _apply(self, schema: Schema[Any], target: Target, calls: Sequence[Call], since: float) -> None:
+        await run(apply(schema, target, self.seen, calls), self._execute, started=since)
+
+    async def _wait(self, queue: deque[_Waiter], waiter: _Waiter) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING:,} writers already wait for their turn: slow down and call again")
+        self._waiting += 1
+        queue.append(waiter)
+        try:
+            await waiter.done
+        finally:
+            self._waiting -= 1
+
     async def _lead(self, schema: Schema[Any], target: Target, one: Call) -> None:
         """The first writer goes alone and at once; who comes meanwhile is served together by a task of its own."""
-        queue: _Queue = deque()
+        queue: deque[_Waiter] = deque()
         self._queues[target.document] = queue
         try:
-            await run(apply(schema, target, self.seen, [one]), self._execute)
+            await self._apply(schema, target, [one], asyncio.get_running_loop().time())
         finally:
             if queue:
                 task = asyncio.create_task(self._drain(target.document, queue))
@@ -350,45 +393,42 @@ class Combiner:
             else:
                 del self._queues[target.document]
 
-    async def _drain(self, document: bytes, queue: _Queue) -> None:
-        batch: list[tuple[Call, asyncio.Future[None]]] = []
+    async def _drain(self, document: bytes, queue: deque[_Waiter]) -> None:
+        batch: list[_Waiter] = []
         try:
             while queue:
-                schema, target, _, _ = queue[0]
-                batch = []
-                while queue and len(batch) < MAX_BATCH and queue[0][0] is schema and queue[0][1].head == target.head:
-                    _, _, one, future = queue.popleft()
-                    if not future.done():  # cancelled before its turn: it never ran
-                        batch.append((one, future))
+                first, batch = queue[0], []
+                while queue and len(batch) < MAX_BATCH and queue[0].goes_with(first):
+                    waiter = queue.popleft()
+                    if not waiter.done.done():  # cancelled before its turn: it never ran
+                        batch.append(waiter)
                 if batch:
-                    await self._serve(schema, target, batch)
+                    queue.extendleft(reversed(await self._serve(batch)))
                 await asyncio.sleep(0)  # who was served and writes again at once is in the next batch
         finally:
-            for _, future in batch:
-                future.cancel()
-            for _, _, _, future in queue:
-                future.cancel()
+            for waiter in (*batch, *queue):
+                waiter.done.cancel()
             del self._queues[document]
 
-    async def _serve(self, schema: Schema[Any], target: Target, batch: list[tuple[Call, asyncio.Future[None]]]) -> None:
-        calls = [one for one, _ in batch]
+    async def _serve(self, batch: list[_Waiter]) -> list[_Waiter]:
+        """One write for all of them, within the time of who waits longest; returns whose own time goes on after it failed."""
+        calls, left = [waiter.call for waiter in batch], []
         try:
-            await run(apply(schema, target, self.seen, calls), self._execute)
-        except AmbiguousWrite as error:
-            for one in calls:
-                one.error = error.of(one.operation_id)
+            await self._apply(batch[0].schema, batch[0].target, calls, batch[0].since)
+        except StoreUnavailable as error:
+            late = asyncio.get_running_loop().time() - self._timeout
+            may_go_on = batch[0].since <= late  # else it was not for want of time
+            left = [one for one in batch if one.call.fail(error) and may_go_on and one.since > late]
         except Exception as error:
             if len(calls) > 1 and isinstance(error, InvalidInput):  # too large together: each on its own
-                for pair in batch:
-                    await self._serve(schema, target, [pair])
-                return
+                return [again for waiter in batch for again in await self._serve([waiter])]
             for one in calls:
                 one.error = error
-        for _, future in batch:
-            if not future.done():
-                future.set_result(None)
+        for waiter in batch:
+            if (not left or waiter not in left) and not waiter.done.done():
+                waiter.done.set_result(None)
+        return left
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+        """Call it when the link is closed: who waits is told by it."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -57,7 +57,7 @@ class ClusterLink(Link):
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
+        deadline = loop.time() + self.timeout
         while not await self._refresh():
             if self._refusal is not None and not isinstance(self._refusal, StoreUnavailable):
                 raise self._refusal

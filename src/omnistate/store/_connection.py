@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, cast
 
 import hiredis
@@ -29,7 +30,11 @@ class ConnectionLost(ConnectionError):
 
 
 class Connection(asyncio.Protocol):
-    """Use `open_connection`. `send` may be called while `is_open`; it never waits."""
+    """Use `open_connection`. `send` may be called while `is_open`; it never waits.
+
+    A server that says nothing for `stall` seconds is given up. One that goes on to answer, too slowly, keeps the connection;
+    a command that has waited twice as long is told so.
+    """
 
     def __init__(self, *, stall: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -38,8 +43,10 @@ class Connection(asyncio.Protocol):
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._unsent: list[bytes] = []
         self._crowd: deque[asyncio.Future[None]] = deque()  # who waits for room
-        self._stall = stall
+        self._stall, self._grain = stall, stall / 50
         self._answered = self._loop.time()
+        self._taken = 0  # replies so far
+        self._marks: deque[tuple[float, int]] = deque()  # when, and the number of the command that was sent then
         self._watch: asyncio.TimerHandle | None = None
         self._listener: Callable[[Any], None] | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
@@ -57,6 +64,7 @@ class Connection(asyncio.Protocol):
             return future
         if not self._unsent:
             self._loop.call_soon(self._flush)
+            self._mark()
         if not self._pending:
             self._answered = self._loop.time()
             if self._watch is None:
@@ -99,16 +107,35 @@ class Connection(asyncio.Protocol):
             unsent, self._unsent = self._unsent, []
             cast("asyncio.Transport", self._transport).write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
+    def _mark(self) -> None:
+        """Remembers when the next command is sent: one moment for many of them, as it need not be exact."""
+        now = self._loop.time()
+        if not self._marks or now - self._marks[-1][0] > self._grain:
+            self._marks.append((now, self._taken + len(self._pending)))
+
     def _check(self) -> None:
-        """Gives the connection up when the oldest command has waited too long: a reply may never come."""
+        """Gives up a connection whose server says nothing, and commands that have waited too long."""
         self._watch = None
+        marks = self._marks
         if not self._pending:
+            marks.clear()
             return
-        waited = self._loop.time() - self._answered
+        now = self._loop.time()
+        waited = now - self._answered
         if waited >= self._stall:
             self.close(f"no reply for {waited:.1f} s")
-        else:
-            self._watch = self._loop.call_later(self._stall - waited, self._check)
+            return
+        while len(marks) > 1 and marks[1][1] <= self._taken:
+            marks.popleft()  # these are answered
+        late, patience = 0, 2 * self._stall + self._grain
+        while marks and now - marks[0][0] >= patience:
+            marks.popleft()
+            late = (marks[0][1] if marks else self._taken + len(self._pending)) - self._taken
+        for future in islice(self._pending, late):  # their places in the queue stay, as those of cancelled callers
+            if not future.done():
+                future.set_exception(ConnectionLost("no reply in time"))
+        next_late = marks[0][0] + patience - now if marks else patience
+        self._watch = self._loop.call_later(min(self._stall - waited, next_late), self._check)
 
     def _fail(self, error: ConnectionLost) -> None:
         self.is_open = False
@@ -131,7 +158,7 @@ class Connection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
-        reader, pending = self._reader, self._pending
+        reader, pending, waiting = self._reader, self._pending, len(self._pending)
         reader.feed(data)
         if self._listener is not None:
             self._listen_to_all()
@@ -145,6 +172,7 @@ class Connection(asyncio.Protocol):
             self.close("the server sent something that is not an answer")
             return
         self._answered = self._loop.time()
+        self._taken += waiting - len(pending)
         if self._crowd:
             self._let_in(MAX_IN_FLIGHT - len(pending))
 

@@ -26,7 +26,11 @@ from omnistate.store._node import Node, say
 
 _MOST_REPLICAS = 100
 _BATCH = 512  # writes that share a wait
-_SHARE = 0.7  # of the time that is left, for the wait: what did not get there can still be told
+_SHARE, _REST = (
+    0.7,
+    0.5,
+)  # of the time that is left, or all but these seconds, for the wait: a short count can still be told
+_DEMOTED = ("UNBLOCKED", "replica instances")  # what a wait is told by a server that has become a replica meanwhile
 _HONEST = (7, 4, 3)  # the version of Redis from which on WAITAOF waits for the disk
 
 
@@ -121,7 +125,8 @@ class Lane:
         loop = asyncio.get_running_loop()
         deadline = min(write.deadline for write in batch)
         connection = await self._connected(deadline)
-        milliseconds = max(int((deadline - loop.time()) * _SHARE * 1000), 1)
+        left = deadline - loop.time()
+        milliseconds = max(int(max(left * _SHARE, left - _REST) * 1000), 1)
         replies = []
         for write in batch:
             if write.asking:
@@ -152,6 +157,8 @@ class Lane:
         if isinstance(fence, hiredis.ReplyError):
             raise ConnectionLost(f"the wait could not be set up: {str(fence)[:80]}")
         if isinstance(count, hiredis.ReplyError):
+            if any(words in str(count) for words in _DEMOTED):
+                raise ConnectionLost("the server became a replica")
             raise DurabilityUnavailable(str(self._level), f"it says {str(count)[:120]!r}")
         return int(count[0] if isinstance(count, list) else count)
 

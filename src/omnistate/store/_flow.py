@@ -28,13 +28,17 @@ def call(command: Command[T]) -> Flow[T]:
     return cast("T", (yield command))
 
 
-async def run(flow: Flow[T], execute: Callable[[Command[Any]], Awaitable[Any]]) -> T:
-    """Drives a flow. Errors of a command are thrown into it; a cancelled run closes it, so its `finally` runs."""
+async def run(flow: Flow[T], execute: Callable[..., Awaitable[Any]], *, started: float | None = None) -> T:
+    """Drives a flow. Errors of a command are thrown into it; a cancelled run closes it, so its `finally` runs.
+
+    Each command has a deadline of its own; with `started`, a moment of the loop's clock, they share the one from then on.
+    """
+    since = {} if started is None else {"started": started}
     try:
         step = flow.send(None)
         while True:
             try:
-                reply = await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else execute(step))
+                reply = await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else execute(step, **since))
             except OmnistateError as error:
                 step = flow.throw(error)
             else:

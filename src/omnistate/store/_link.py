@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import hiredis
 
@@ -34,6 +34,7 @@ T = TypeVar("T")
 MAX_WAITING = 50_000  # calls that wait for room, for a connection, or for another try
 _RETRIES, _RETRIES_A_SECOND = 20_000, 500  # tries after the first: so many at once, and so many in the long run
 _ASKING = pack("ASKING")
+_LATE = 0.02  # the share of the time-out from which on a step of a call watches its deadline itself
 _TURNS = 5  # redirections of one call that are followed at once
 _NO_ANSWER: Any = object()
 
@@ -79,7 +80,9 @@ class _Budget:
 class Executor(Protocol):
     """What commands are given to."""
 
-    async def execute(self, command: Command[T]) -> T: ...
+    timeout: float
+
+    async def execute(self, command: Command[T], *, started: float | None = None) -> T: ...
 
 
 class Link:
@@ -101,7 +104,7 @@ class Link:
         check_server: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = address
-        self._library, self._timeout, self._check_server = library, timeout, check_server
+        self._library, self.timeout, self._check_server = library, timeout, check_server
         self._functions: dict[str, bytes] = {}
         self._closed = False
         self._waiting = 0
@@ -110,16 +113,23 @@ class Link:
         self._lanes: dict[tuple[Node, Durability], Lane] = {}
         self._node = self._make_node(address.endpoints[0])
 
-    async def execute(self, command: Command[T], level: Durability | None = None) -> T:
-        """The parsed reply, in one round trip unless something fails. `level`: what the write must have survived by then."""
+    async def execute(self, command: Command[T], level: Durability | None = None, *, started: float | None = None) -> T:
+        """The parsed reply, in one round trip unless something fails. `level`: what the write must have survived by then.
+
+        `started`: when the call began of which this is a later step, by the loop's clock.
+        """
         if level is not None:
-            return await self._persist(command, sent=False, level=level)
+            return await self._persist(command, sent=False, started=started, level=level)
         connection = self.node_of(command.keys[0]).connection
-        if connection is None or not connection.is_open:
-            return await self._persist(command, sent=False)
-        if connection.in_flight >= MAX_IN_FLIGHT:
-            return await self._persist(command, sent=False)
-        started = asyncio.get_running_loop().time()
+        if connection is None or not connection.is_open or connection.in_flight >= MAX_IN_FLIGHT:
+            return await self._persist(command, sent=False, started=started)
+        now = asyncio.get_running_loop().time()
+        if started is None:
+            started = now
+        elif (
+            now - started > self.timeout * _LATE
+        ):  # the connection would wait for the reply of a command that begins now
+            return await self._persist(command, sent=False, started=started)
         try:
             reply = await connection.send(self._pack(command))
         except ConnectionLost as lost:
@@ -130,7 +140,7 @@ class Link:
 
     async def connect(self) -> None:
         """Connects now rather than at the first call. Raises what a call would raise."""
-        await self._connect(self._node, asyncio.get_running_loop().time() + self._timeout)
+        await self._connect(self._node, asyncio.get_running_loop().time() + self.timeout)
 
     def node_of(self, key: bytes) -> Node:  # noqa: ARG002 - there is one
         """The server that has this key, as far as is known."""
@@ -156,7 +166,7 @@ class Link:
         return Node(
             locate,
             self._library,
-            stall=self._timeout / 2,
+            stall=self.timeout / 2,
             primary=self.wants_primaries,
             check_server=self._check_server,
         )
@@ -208,9 +218,11 @@ class Link:
         level: Durability | None,
     ) -> T:
         now = asyncio.get_running_loop().time
-        trial = _Trial((started if started is not None else now()) + self._timeout, sent, said, level)
+        trial = _Trial((started if started is not None else now()) + self.timeout, sent, said, level)
         node, target = self.node_of(command.keys[0]), None
         while True:
+            if self._closed:
+                _refuse(command, trial, NotConnected())
             if reply is not None:
                 target = await self._heed(str(reply), node, trial)
             if trial.sent and not self._budget.take():
@@ -239,9 +251,7 @@ class Link:
                 await trial.rest()
             return _NO_ANSWER
         except OmnistateError as error:
-            if trial.sent and command.operation_id is not None:
-                raise AmbiguousWrite(command.operation_id, str(error), meta=_meta_of(command)) from error
-            raise
+            _refuse(command, trial, error)
         try:
             async with asyncio.timeout_at(trial.deadline):
                 await connection.room()
@@ -257,17 +267,19 @@ class Link:
                     connection.send_unheard(_ASKING)
                 return await connection.send(self._pack(command))
         except (ConnectionLost, TimeoutError) as lost:
-            trial.sent, trial.said = True, str(lost) or "no reply in time"
-            return _NO_ANSWER
+            was_sent, trial.sent, trial.said = trial.sent, True, str(lost) or "no reply in time"
         finally:
             trial.asking = False
+        if was_sent:  # whatever cuts the connection will do it again: no rush
+            await trial.rest()
+        return _NO_ANSWER
 
     async def _send_durably(self, command: Command[Any], node: Node, trial: _Trial, level: Durability) -> Any:
         lane = self._lanes.get((node, level))
         if lane is None:
             self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_over}
             lane = self._lanes[node, level] = Lane(
-                node, level, self._library.function("barrier"), stall=2 * self._timeout
+                node, level, self._library.function("barrier"), stall=2 * self.timeout
             )
         try:
             async with asyncio.timeout_at(trial.deadline):
@@ -310,12 +322,10 @@ class Link:
             return AmbiguousWrite(command.operation_id, trial.said, meta=_meta_of(command))
         if trial.is_crowded_out:
             return Overloaded(f"{MAX_IN_FLIGHT:,} calls wait for an answer of {self.address}: slow down and call again")
-        return self._unavailable(trial.said)
+        return self._unavailable(trial.said or "its turn came too late")
 
     def _unavailable(self, said: str) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"{self.address} did not answer within {self._timeout:g} s ({said}): check that it runs"
-        )
+        return StoreUnavailable(f"{self.address} did not answer within {self.timeout:g} s ({said}): check that it runs")
 
     async def _connect(self, node: Node, deadline: float) -> Connection:
         """Raises `StoreUnavailable` when it takes too long."""
@@ -331,6 +341,13 @@ class Link:
             raise self._unavailable(node.last_error) from None
 
 
+def _refuse(command: Command[Any], trial: _Trial, error: OmnistateError) -> NoReturn:
+    """Raises the error, unless an earlier try may have been applied."""
+    if trial.sent and command.operation_id is not None:
+        raise AmbiguousWrite(command.operation_id, str(error), meta=_meta_of(command)) from error
+    raise error
+
+
 def _meta_of(command: Command[Any]) -> bytes | None:
     """The key that remembers the operation, where the command writes to a log."""
     key = command.keys[0]
@@ -341,8 +358,9 @@ class DurableLink:
     """Executes writes at a level; what only reads goes by the shared connection."""
 
     def __init__(self, link: Link, level: Durability) -> None:
-        self._link, self._level = link, level
+        self._link, self._level, self.timeout = link, level, link.timeout
 
-    async def execute(self, command: Command[T]) -> T:
+    async def execute(self, command: Command[T], *, started: float | None = None) -> T:
         """The parsed reply, once the level is reached. Raises `DurabilityNotReached`, `DurabilityUnavailable`."""
-        return await self._link.execute(command, self._level if command.operation_id is not None else None)
+        level = self._level if command.operation_id is not None else None
+        return await self._link.execute(command, level, started=started)

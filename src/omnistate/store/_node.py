@@ -49,6 +49,7 @@ class Node:
         self._waiting = 0
         self._opened = asyncio.Event()
         self._dialed: WeakSet[Connection] = WeakSet()
+        self._dialing: set[asyncio.Timeout] = set()
         self.is_retired = False
         self.connection: Connection | None = None
         self.last_error = "not connected yet"
@@ -62,6 +63,7 @@ class Node:
             return self.connection
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._reconnect())
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         task, self._waiting = self._connecting, self._waiting + 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -72,9 +74,6 @@ class Node:
             raise
         finally:
             self._waiting -= 1
-            if self._waiting == 0 and not task.done():
-                task.cancel()  # it ends later; who comes meanwhile starts another
-                self._connecting = None
 
     async def dial(self, *, greet: bool = False, stall: float | None = None) -> Connection:
         """A further connection, logged in. Raises `OSError` or `StoreError`.
@@ -84,7 +83,7 @@ class Node:
         if self.is_retired:
             raise StoreUnavailable("the server is no longer in use")
         endpoint = await self._locate()
-        connection = await open_connection(endpoint, stall=stall or self._stall)
+        connection = await self._open(endpoint, stall or self._stall)
         self._dialed.add(connection)
         try:
             await log_in(connection, endpoint)
@@ -128,6 +127,9 @@ class Node:
         self.last_error = reason
         for connection in list(self._dialed):
             connection.close(reason)
+        for limit in self._dialing:
+            if not limit.expired():
+                limit.reschedule(0)  # who waits for a server that is gone looks for the next one
 
     def retire(self, reason: str) -> None:
         """Ends all connections for good."""
@@ -137,8 +139,21 @@ class Node:
         self.drop(reason)
         self._opened.set()
 
+    async def _open(self, endpoint: Endpoint, stall: float) -> Connection:
+        """A host that is gone answers nothing at all, and a system waits two minutes for it. Raises `OSError`."""
+        async with asyncio.timeout(self._stall) as limit:
+            self._dialing.add(limit)
+            try:
+                return await open_connection(endpoint, stall=stall)
+            finally:
+                self._dialing.discard(limit)
+
     async def _reconnect(self) -> Connection:
-        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions)."""
+        """Tries while somebody waits. Ends early with an error that waiting does not mend (password, no functions).
+
+        What has begun goes on when nobody waits any more: callers whose patience is shorter than it takes would never be
+        connected.
+        """
         pause = FIRST_PAUSE
         while True:
             self._check_server()
@@ -151,6 +166,9 @@ class Node:
                 self._opened.set()
                 self._opened.clear()
                 return connection
+            if self._waiting == 0:
+                self._connecting = None  # who comes now starts another
+                raise ConnectionLost(self.last_error)
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -26,7 +26,7 @@ _MOVED, _MOVING = "+switch-master", "+failover-state-send-slaveof-noone"
 _ABORTED = ("-failover-abort-no-good-slave", "-failover-abort-slave-timeout", "-failover-abort-not-elected")
 _LONGEST_MOVE = 3.0  # seconds that calls wait for the end of a failover that was announced
 _ASK_EVERY = 1.0  # seconds
-_ANSWER_WITHIN = 0.5
+_ANSWER_WITHIN, _OTHERS_WITHIN = 0.5, 0.1
 _SILENT = 2.5  # a Sentinel that does not answer a ping for so long is connected to anew
 
 
@@ -140,7 +140,7 @@ class SentinelLink(Link):
         return await self._ask()
 
     async def _ask(self) -> Endpoint:
-        answers = await asyncio.gather(*(one.ask() for one in self._sentinels), return_exceptions=True)
+        answers = await self._hear()
         known = [answer for answer in answers if isinstance(answer, tuple)]
         if not known:
             if any(answer is None for answer in answers):
@@ -151,6 +151,22 @@ class SentinelLink(Link):
         _, host, port = max(known)
         self._present = self.address.server.at(host, port)
         return self._present
+
+    async def _hear(self) -> list[tuple[int, str, int] | None]:
+        """What the Sentinels answer. Once most of them have, the others are waited for shortly: their host may be gone."""
+        tasks = waiting = {asyncio.create_task(one.ask()) for one in self._sentinels}
+        answers: list[tuple[int, str, int] | None] = []
+        try:
+            while waiting:
+                limit = _OTHERS_WITHIN if 2 * len(answers) > len(tasks) else None
+                heard, waiting = await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                answers += [task.result() for task in heard if task.exception() is None]
+                if not heard:
+                    break
+        finally:
+            for task in tasks:
+                task.cancel()
+        return answers
 
     async def _check(self) -> None:
         """What was not heard is found out."""
