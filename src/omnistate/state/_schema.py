@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from copy import copy
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Generic, TypeVar, get_args
@@ -33,16 +34,19 @@ class Schema(Generic[S]):
     """What is derived from a class once: its fields, which of them are mappings, and its decoders."""
 
     __slots__ = (
+        "_compared",
         "_counters",
         "_decode",
         "_decode_parts",
         "_has_floats",
         "_is_shallow",
         "_kind",
+        "_mapped",
         "_members",
         "_migrations",
         "_values",
         "compares",
+        "copies",
         "fields",
         "history",
         "indexes",
@@ -80,6 +84,9 @@ class Schema(Generic[S]):
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
+        self._compared = [(member.attribute, member.name, member.prefix) for member in self._members]
+        self._mapped = [member.attribute for member in self._members if member.prefix]
+        self.copies = self.compares and _is_plain_struct(kind)  # whether `copy` may be used
         self._is_shallow = _depth_of(info) <= MAX_DEPTH  # and then no value of the class can be too deep
         self._has_floats = _may_hold_floats(info)
         self._counters: dict[tuple[str, bool], bytes] = {}
@@ -166,6 +173,13 @@ class Schema(Generic[S]):
                 f"the stored {self.name} cannot be read as its class: {error}", fields=fields
             ) from error
 
+    def copy(self, value: S) -> S:
+        """Another value that shares nothing that can be changed: three times as fast as decoding, where `copies` says so."""
+        twin = copy(value)
+        for attribute in self._mapped:
+            setattr(twin, attribute, getattr(twin, attribute).copy())
+        return twin
+
     def to_json(self, encoded: bytes) -> bytes:
         """A document as JSON."""
         return encoded
@@ -198,17 +212,18 @@ class Schema(Generic[S]):
         """`diff` of two values, of which `old` is stored as a whole, where equal values have equal JSON."""
         sets: Flat = {}
         drops: list[bytes] = []
-        for member in self._members:
-            before, after = getattr(old, member.attribute), getattr(new, member.attribute)
+        for attribute, name, prefix in self._compared:
+            before, after = getattr(old, attribute), getattr(new, attribute)
             if before == after:
                 continue
-            if not member.prefix:
-                sets[member.name] = _encode(after)
+            if not prefix:
+                sets[name] = _encode(after)
                 continue
             for key, value in after.items():
-                if key not in before or before[key] != value:
-                    sets[member.prefix + key.encode()] = _encode(value)
-            drops += [member.prefix + key.encode() for key in before if key not in after]
+                if before.get(key, UNSET) != value:
+                    sets[prefix + key.encode()] = _encode(value)
+            if not before.keys() <= after.keys():
+                drops += [prefix + key.encode() for key in before if key not in after]
         return sets, drops
 
     def join(self, flat: Flat) -> bytes:
@@ -537,6 +552,14 @@ class _Member:
             self.is_exact = isinstance(type_.key_type, msgspec.inspect.StrType) and _is_exact(type_.value_type)
         else:
             self.is_exact = _is_exact(type_)
+
+
+def _is_plain_struct(kind: type) -> bool:
+    """Whether a shallow copy has all that there is of a value, and may be changed."""
+    config = kind.__struct_config__  # type: ignore[attr-defined]
+    if config.frozen or config.dict or hasattr(kind, "__post_init__"):
+        return False
+    return all(getattr(kind, name) is getattr(msgspec.Struct, name) for name in ("__copy__", "__setattr__"))
 
 
 def _depth_of(type_: msgspec.inspect.Type, above: tuple[type, ...] = ()) -> float:
