@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -407,3 +408,37 @@ async def test_a_function_that_fails_leaves_nothing_for_the_next(omni: Client) -
             await notes.update(spoil_type)
     assert (await cart.get()).items == {"cup": 2}
     assert (await notes.get()).lines == [["a"], ["a"]]
+
+
+async def test_an_update_after_other_changes_of_this_process_still_starts_from_what_it_knows(omni: Client) -> None:
+    ana = omni.customer("ana")
+    cart, link = ana.state(Cart), omni._services.link
+    await cart.update(Cart.add, "cup", 1)
+    sent: list[str] = []
+
+    async def count(command: Any) -> Any:
+        sent.append(command.function)
+        return await type(link).execute(link, command)
+
+    cart._services.combiner._execute = count
+    await cart.increment("items", "cup", by=4)
+    await cart.put("items", "tea", 2)
+    await cart.remove("items", "tea")
+    await cart.patch(note="n")
+    written = await cart.update(Cart.add, "cup", 1)
+    assert sent == ["state_write"]
+    assert written.value == await cart.get()
+    assert (written.value.items, written.value.note) == ({"cup": 6}, "n")
+
+
+async def test_an_update_after_a_change_of_another_process_is_not_lost(
+    omni: Client, connect: Callable[..., Client]
+) -> None:
+    async with connect() as another:
+        cart, other = omni.customer("ana").state(Cart), another.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup", 1)
+        await other.update(Cart.add, "cup", 10)
+        await cart.increment("items", "cup", by=100)
+        await other.increment("items", "tea", by=5)
+        await cart.update(Cart.add, "cup", 1000)
+    assert (await cart.get()).items == {"cup": 1111, "tea": 5}

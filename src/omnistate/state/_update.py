@@ -73,13 +73,25 @@ class Known:
     `stored` is what is there, where that may differ.
     """
 
-    __slots__ = ("after", "encoded", "flat", "is_of_other_shape", "is_volatile", "schema", "stored", "value", "version")
+    __slots__ = (
+        "after",
+        "encoded",
+        "flat",
+        "is_of_other_shape",
+        "is_volatile",
+        "later",
+        "schema",
+        "stored",
+        "value",
+        "version",
+    )
 
     def __init__(
         self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
     ) -> None:
         self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
         self.stored: Flat | None = None
+        self.later: list[Patch] = []  # changes that came after `encoded`, up to `version`
         self.after: Flat = {}  # what `diff` has made of the other document
         self.is_volatile = False  # parts of it may expire: it must be read again before each change
         self.is_of_other_shape = False  # another version of the class wrote it
@@ -143,6 +155,19 @@ class Known:
         """What it is once the difference to this value has been stored."""
         return Known(self.schema, version, encoded, None if self.flat is None else self.after, value)
 
+    def caught_up(self) -> Known | None:
+        """With the changes that came later; None where they do not give a value of the class."""
+        schema = self.schema
+        flat = schema.split(self.encoded)
+        try:
+            for patch in self.later:
+                flat, _ = patch.applied(flat)
+            value = schema.decode(schema.join(flat))
+            encoded = schema.encode(value)
+        except (InvalidValue, SchemaMismatch):
+            return None
+        return Known(schema, self.version, encoded, None if schema.compares else schema.split(encoded), value)
+
     def spare(self) -> Any:
         """A value to run a function on, None where it has to be decoded: the document itself may be needed to compare."""
         if self.flat is None:
@@ -156,6 +181,8 @@ class Seen:
 
     MAX_DOCUMENTS = 16_384
     MAX_BYTES = 32 * 1024 * 1024
+    MOST_LATER = 32  # changes of one document that are kept beside it, until an `update` needs them,
+    MOST_LATER_BYTES = 512  # and the bytes of each
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, Known] = OrderedDict()
@@ -167,7 +194,23 @@ class Seen:
         if known is None:
             return None
         self._bytes -= len(known.encoded)
-        return known if known.schema is schema else None
+        if known.schema is not schema:
+            return None
+        return known.caught_up() if known.later else known
+
+    def follow(self, key: bytes, patch: Patch, version: Position) -> None:
+        """What becomes of it by a change that was no `update`. Positions are dense: with the next one, nothing came between."""
+        known = self._known.get(key)
+        if known is None:
+            return
+        before = known.version
+        is_next = before is not None and version.epoch == before.epoch and version.offset == before.offset + 1
+        is_small = len(known.later) < self.MOST_LATER and sum(map(len, patch.sets.values())) <= self.MOST_LATER_BYTES
+        if not is_next or not is_small or patch.replace or patch.rewrite or patch.until:
+            self.forget(key)
+        else:
+            known.later.append(patch)
+            known.version = version
 
     def put(self, key: bytes, known: Known) -> None:
         self.forget(key)
