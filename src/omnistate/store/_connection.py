@@ -55,18 +55,16 @@ class Connection(asyncio.Protocol):
         if not self.is_open:
             future.set_exception(ConnectionLost("the connection is closed"))
             return future
-        unsent, is_idle = self._unsent, not self._pending
-        unsent.append(packed)
-        self._pending.append(future)
-        if is_idle:  # the server has nothing to do: it begins with this one, while the next are made
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        if not self._pending:
             self._answered = self._loop.time()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._stall, self._check)
+        self._pending.append(future)
+        self._unsent.append(packed)
+        if len(self._unsent) >= _BATCH:
             self._flush()
-        elif len(unsent) >= _BATCH:
-            self._flush()
-        elif len(unsent) == 1:
-            self._loop.call_soon(self._flush)
         return future
 
     async def room(self) -> None:
