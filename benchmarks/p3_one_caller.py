@@ -30,7 +30,7 @@ async def measure(port: int) -> dict[str, Any]:
             """The server's work and the socket, nothing of ours: what one call costs at least."""
             arguments = list(increment.arguments)
             arguments[1] = f"op:bare.{next(numbers)}"
-            await link._connection.send(peers.pack(*words, *arguments))
+            await link._node.connection.send(peers.pack(*words, *arguments))
 
         cases = {
             "operation": lambda _: cart.increment("items", "cup"),

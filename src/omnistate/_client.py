@@ -16,7 +16,19 @@ from omnistate.customer import Customer, Query, identify
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
-from omnistate.state import AnyState, Keyring, NearCache, Origin, Services, Snapshot, Stats, Written, read_outcome
+from omnistate.state import (
+    AnyState,
+    Keyring,
+    NearCache,
+    NearCacheStats,
+    Origin,
+    Services,
+    Snapshot,
+    Stats,
+    UpdateStats,
+    Written,
+    read_outcome,
+)
 from omnistate.store import (
     ACCEPTED,
     Durability,
@@ -276,9 +288,14 @@ class Client(Nouns):
 
     def stats(self) -> Stats:
         """What this client has counted since it was opened: hits of the near cache, races of `update`. No round trip."""
-        if self._near is None:
-            return Stats()
-        return Stats(near_cache=self._near.stats())
+        seen = [services.combiner.seen for services in self._levels.values()]
+        updates = UpdateStats(
+            calls=sum(one.calls for one in seen),
+            writes=sum(one.writes for one in seen),
+            conflicts=sum(one.conflicts for one in seen),
+        )
+        near_cache = self._near.stats() if self._near is not None else NearCacheStats()
+        return Stats(near_cache=near_cache, updates=updates)
 
     def _services_at(self, level: Durability) -> Services:
         if self._link is None or self._feed is None:

@@ -252,7 +252,19 @@ async def test_no_memory_is_no_cache(connect: Connect) -> None:
         basket = omni.customer("ana").state(Basket)
         await basket.increment("visits")
         assert await visits(basket) == 1
-        assert omni.stats() == omnistate.Stats()
+        assert near(omni) == omnistate.NearCacheStats()
+
+
+async def test_lost_races_are_counted(omni: Client, other: Client) -> None:
+    mine, theirs = (one.customer("ana").state(Basket) for one in (omni, other))
+    await asyncio.gather(*(mine.update(Basket.add, "cup") for _ in range(10)))
+    await theirs.update(Basket.add, "cup")  # has not seen it yet, so it reads first
+    assert omni.stats().updates.conflicts == other.stats().updates.conflicts == 0
+    await mine.update(Basket.add, "cup")
+    stats = omni.stats().updates
+    assert (stats.calls, stats.conflicts) == (11, 1)
+    assert 0 < stats.writes < 11  # those that came together shared one
+    assert stats.conflict_rate == 1 / (stats.writes + 1)
 
 
 async def test_encrypted_documents_are_kept_in_the_clear(connect: Connect) -> None:

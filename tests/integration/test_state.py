@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import omnistate
 from omnistate import ABSENT, Client, Position
 from shop import Cart, Profile
+
+
+class Notes(omnistate.State):
+    """Its values are decoded for each function; those of a cart are copied."""
+
+    lines: list[list[str]] = []
 
 
 async def test_an_unwritten_state_is_the_default_at_version_zero(omni: Client) -> None:
@@ -352,3 +360,85 @@ async def test_two_tenants_do_not_see_each_other(url: str, tenant: str) -> None:
     async with omnistate.connect(url, tenant=tenant + "-a") as a, omnistate.connect(url, tenant=tenant + "-b") as b:
         await a.customer("ana").state(Cart).update(Cart.add, "cup")
         assert not (await b.customer("ana").state(Cart).read()).exists
+
+
+async def test_what_a_function_keeps_of_its_value_changes_nothing_afterwards(omni: Client) -> None:
+    cart, notes = omni.customer("ana").state(Cart), omni.customer("ana").state(Notes)
+    kept: list[Any] = []
+
+    def add_item(value: Cart) -> None:
+        kept.append(value)
+        value.add("cup", 1)
+
+    def add_line(value: Notes) -> None:
+        kept.append(value)
+        value.lines.append(["a"])
+
+    for _ in range(3):
+        written = await cart.update(add_item)
+        written.value.items["cup"] = 50
+        kept[-1].items["other"] = 9
+        changed = await notes.update(add_line)
+        changed.value.lines.clear()
+        kept[-1].lines[-1].append("later")
+    assert (await cart.get()).items == {"cup": 3}
+    assert (await notes.get()).lines == [["a"]] * 3
+
+
+async def test_a_function_that_fails_leaves_nothing_for_the_next(omni: Client) -> None:
+    cart, notes = omni.customer("ana").state(Cart), omni.customer("ana").state(Notes)
+
+    def spoil(value: Any) -> None:
+        if isinstance(value, Cart):
+            value.items["bad"] = 1
+        else:
+            value.lines.append(["bad"])
+        raise ValueError("no")
+
+    def spoil_type(value: Notes) -> None:
+        value.lines.append([1])  # type: ignore[list-item]
+
+    for _ in range(2):
+        await cart.update(Cart.add, "cup", 1)
+        await notes.update(lambda value: value.lines.append(["a"]))
+        for handle in (cart, notes):
+            with pytest.raises(ValueError, match="no"):
+                await handle.update(spoil)
+        with pytest.raises(omnistate.InvalidValue):
+            await notes.update(spoil_type)
+    assert (await cart.get()).items == {"cup": 2}
+    assert (await notes.get()).lines == [["a"], ["a"]]
+
+
+async def test_an_update_after_other_changes_of_this_process_still_starts_from_what_it_knows(omni: Client) -> None:
+    ana = omni.customer("ana")
+    cart, link = ana.state(Cart), omni._services.link
+    await cart.update(Cart.add, "cup", 1)
+    sent: list[str] = []
+
+    async def count(command: Any, **options: Any) -> Any:
+        sent.append(command.function)
+        return await type(link).execute(link, command, **options)
+
+    cart._services.combiner._execute = count
+    await cart.increment("items", "cup", by=4)
+    await cart.put("items", "tea", 2)
+    await cart.remove("items", "tea")
+    await cart.patch(note="n")
+    written = await cart.update(Cart.add, "cup", 1)
+    assert sent == ["state_write"]
+    assert written.value == await cart.get()
+    assert (written.value.items, written.value.note) == ({"cup": 6}, "n")
+
+
+async def test_an_update_after_a_change_of_another_process_is_not_lost(
+    omni: Client, connect: Callable[..., Client]
+) -> None:
+    async with connect() as another:
+        cart, other = omni.customer("ana").state(Cart), another.customer("ana").state(Cart)
+        await cart.update(Cart.add, "cup", 1)
+        await other.update(Cart.add, "cup", 10)
+        await cart.increment("items", "cup", by=100)
+        await other.increment("items", "tea", by=5)
+        await cart.update(Cart.add, "cup", 1000)
+    assert (await cart.get()).items == {"cup": 1111, "tea": 5}

@@ -318,3 +318,44 @@ def test_depth_is_checked_where_a_type_can_nest_without_end() -> None:
         inner = inner.inner[0]
     with pytest.raises(omnistate.ValueTooDeep):
         schema_of(Tree).encode(tree)
+
+
+class Copied(State):
+    items: dict[str, int] = {}
+    tags: dict[str, str | None] = {}
+    note: str = ""
+
+
+class CopiedFrozen(State, frozen=True):
+    items: dict[str, int] = {}
+
+
+class CopiedWithHook(State):
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.total += 1
+
+
+class CopiedDeep(State):
+    items: dict[str, list[int]] = {}
+
+
+def test_a_copy_shares_nothing_that_can_be_changed():
+    schema = schema_of(Copied)
+    value = Copied(items={"cup": 1}, tags={"a": None}, note="n")
+    twin = schema.copier(value)
+    twin.items["cup"], twin.tags["b"], twin.note = 2, "x", "m"
+    assert value == Copied(items={"cup": 1}, tags={"a": None}, note="n")
+
+
+@pytest.mark.parametrize("kind", [CopiedFrozen, CopiedWithHook, CopiedDeep])
+def test_what_a_shallow_copy_would_not_do_justice_is_decoded(kind):
+    assert not schema_of(kind).copies
+    assert schema_of(Copied).copies
+
+
+def test_an_entry_that_is_none_is_no_entry_that_is_missing():
+    schema = schema_of(Copied)
+    sets, drops = schema.diff_values(Copied(tags={"b": None}), Copied(tags={"a": None}))
+    assert (sets, drops) == ({b"tags:a": b"null"}, [b"tags:b"])

@@ -511,6 +511,9 @@ class StateHandle(Generic[AnyState]):
                 scores = indexes.of_changes(patch.sets, patch.drops, patch.steps)
                 patch = msgspec.structs.replace(patch, indexes=scores)
             reply = await self._execute(write(self.target, patch, ids=ids, expect=expect, digest=digest))
+            if isinstance(reply, Stored):
+                self._services.combiner.seen.follow(self.target.document, patch, reply.version)
+                return reply
             if not (isinstance(reply, Refused) and reply.reason == "class"):
                 return self._written(reply)
         return await self._store_whole(patch, expect, ids, digest)

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -98,6 +99,11 @@ class Patch(msgspec.Struct, frozen=True):
     indexes: Sequence[tuple[str, str]] = ()  # names and scores
     ttl_ms: int | None = None  # instead of the class's; -1 keeps the deadline that there is
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it sets one field, and no more: what most changes are."""
+        return len(self.sets) == 1 and not (self.drops or self.steps or self.replace or self.rewrite)
+
     def applied(self, flat: Flat) -> tuple[Flat, list[int]]:
         """The fields after it, and the sums of its steps. Raises `InvalidValue`."""
         after = dict(self.sets) if self.replace else {**flat, **self.sets}
@@ -133,19 +139,20 @@ def write(
     turn: str = "",
 ) -> Command[Reply]:
     """One write of one document. `turn` asks for the next turn if it is refused."""
-    arguments = [len(ids), *map(spell_operation, ids), digest, *_write_arguments(target, patch, expect, turn)]
+    arguments: list[Argument] = [len(ids), *[spell_operation(one) for one in ids], digest]
+    arguments += _write_arguments(target, patch, expect, turn)
+    return Command("state_write", target.keys, arguments, partial(_parse_write, target), ids[0])
 
-    def parse(reply: bytes | list[Any]) -> Reply:
-        if isinstance(reply, bytes):
-            return _stored(reply)
-        word = reply[0]
-        if word == b"wait":
-            return Wait()
-        if word in (b"large", b"full", b"not_integer", b"kind"):
-            raise write_refusal(target, reply)
-        return _not_written(target, reply)
 
-    return Command("state_write", target.keys, arguments, parse, ids[0])
+def _parse_write(target: Target, reply: bytes | list[Any]) -> Reply:
+    if isinstance(reply, bytes):
+        return _stored(reply)
+    word = reply[0]
+    if word == b"wait":
+        return Wait()
+    if word in (b"large", b"full", b"not_integer", b"kind"):
+        raise write_refusal(target, reply)
+    return _not_written(target, reply)
 
 
 def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: str = "") -> list[Argument]:
@@ -155,7 +162,8 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    event, *after = describe(schema, patch, sets).split(_HOLE)
+    described = describe(schema, patch, sets)
+    event, *after = described.split(_HOLE) if patch.steps else (described,)
     arguments: list[Argument] = [
         target.entry,
         expected(expect),
@@ -336,7 +344,9 @@ def sums_of(result: bytes) -> list[int]:
 
 
 def _stored(reply: bytes) -> Stored:
-    return Stored(parse_version(reply.partition(b"\n")[0]), (sums_of(reply) or [0])[0])
+    if b"\n" not in reply:
+        return Stored(parse_version(reply))
+    return Stored(parse_version(reply.partition(b"\n")[0]), sums_of(reply)[0])
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -410,8 +420,10 @@ _json = msgspec.json.Encoder().encode
 _HOLE = b"\0"  # where the server writes a sum: JSON never holds this byte
 
 
-def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
+def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:  # noqa: C901 - the forms of a change, one by one
     """A patch as members of an event: `set` and `unset` whole fields, `put` and `drop` entries of mapping fields."""
+    if patch.is_one and schema.writes == 1 and schema.packing.is_plain:
+        return _describe_one(*next(iter(patch.sets.items())))
     whole: list[bytes] = []
     unset: list[bytes] = []
     puts: dict[bytes, list[bytes]] = {}
@@ -445,6 +457,14 @@ def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
     if gone:
         members += b',"drop":{' + b",".join(b'"%b":[%b]' % (f, b",".join(g)) for f, g in gone.items()) + b"}"
     return members
+
+
+def _describe_one(name: bytes, value: bytes) -> bytes:
+    """The event of one field or entry that has another value."""
+    field, entry, key = name.partition(b":")
+    if entry:
+        return b',"put":{"%b":{%b:%b}}' % (field, _json(key.decode()), value)
+    return b',"set":{"%b":%b}' % (field, value)
 
 
 def _for_events(schema: Schema[Any], sets: Flat, stored: Flat) -> Iterator[tuple[bytes, bytes]]:

@@ -48,8 +48,20 @@ def _of(info: inspect.Type, known: _Copiers) -> Copier | None:
     return deepcopy  # Any, dataclasses and others: right, if not quick
 
 
+def is_plain(kind: type) -> bool:
+    """Whether a shallow copy has all that there is of a value of a struct class, and may be changed."""
+    config = kind.__struct_config__  # type: ignore[attr-defined]
+    return not (config.frozen or config.dict or hasattr(kind, "__post_init__") or _has_own_ways(kind))
+
+
+def _has_own_ways(kind: type) -> bool:
+    return any(getattr(kind, name) is not getattr(msgspec.Struct, name) for name in ("__copy__", "__setattr__"))
+
+
 def _of_struct(info: inspect.StructType, known: _Copiers) -> Copier | None:
     kind = info.cls
+    if _has_own_ways(kind) and not kind.__struct_config__.frozen:
+        return deepcopy
     if kind in known:  # it holds itself
 
         def again(value: Any) -> Any:

@@ -287,5 +287,7 @@ class Written(Snapshot[AnyState], Generic[AnyState, R]):
         *,
         repeated: bool = False,
     ) -> None:
-        super().__init__(schema, encoded, version, position)
+        # What the class above does, without the call: this is made for each write.
+        self._schema, self._encoded, self._value = schema, encoded, None
+        self._version, self.position, self.unreadable = version, position, {}
         self.result, self.operation_id, self.durability, self.repeated = result, operation_id, durability, repeated

@@ -86,7 +86,8 @@ class ProtobufSchema(Schema[Any]):
     def __init__(self, kind: Any, options: Options) -> None:  # nothing of the msgspec side is made
         self._kind, self.name, self.ttl_ms, self.lifetime_ms = kind, options.name, options.ttl_ms, options.lifetime_ms
         self.version = self.writes = 1
-        self.history, self.indexes, self.compares = options.history, Indexes(kind, options, {}), False
+        self.history, self.indexes = options.history, Indexes(kind, options, {})
+        self.compares = self.copies = False
         self.is_near, self.copier = options.near_cache, deepcopy
         fields = list(kind.DESCRIPTOR.fields)
         self._names = {field.name: field for field in fields}

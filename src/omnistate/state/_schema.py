@@ -12,7 +12,7 @@ import msgspec
 from msgspec import NODEFAULT, UNSET, Raw, UnsetType
 
 from omnistate.errors import InvalidDeclaration, InvalidValue, SchemaMismatch, ValueTooDeep
-from omnistate.state._copy import copier_of
+from omnistate.state._copy import copier_of, is_plain
 from omnistate.state._indexes import Indexes
 from omnistate.state._migrate import Migrations
 from omnistate.state._options import Options
@@ -34,6 +34,7 @@ class Schema(Generic[S]):
     """What is derived from a class once: its fields, which of them are mappings, and its decoders."""
 
     __slots__ = (
+        "_compared",
         "_counters",
         "_decode",
         "_decode_parts",
@@ -45,6 +46,7 @@ class Schema(Generic[S]):
         "_values",
         "compares",
         "copier",
+        "copies",
         "fields",
         "history",
         "indexes",
@@ -85,6 +87,8 @@ class Schema(Generic[S]):
         self.known = frozenset(field.encode_name.encode() for field in info.fields)
         self._members = [_Member(field, field.encode_name in self.mappings) for field in info.fields]
         self.compares = all(member.is_exact for member in self._members)  # whether `diff_values` may be used
+        self._compared = [(member.attribute, member.name, member.prefix) for member in self._members]
+        self.copies = self.compares and is_plain(kind)  # whether `copier` is quicker than decoding, and as good
         self._is_shallow = _depth_of(info) <= MAX_DEPTH  # and then no value of the class can be too deep
         self._has_floats = _may_hold_floats(info)
         self._counters: dict[tuple[str, bool], bytes] = {}
@@ -203,17 +207,18 @@ class Schema(Generic[S]):
         """`diff` of two values, of which `old` is stored as a whole, where equal values have equal JSON."""
         sets: Flat = {}
         drops: list[bytes] = []
-        for member in self._members:
-            before, after = getattr(old, member.attribute), getattr(new, member.attribute)
+        for attribute, name, prefix in self._compared:
+            before, after = getattr(old, attribute), getattr(new, attribute)
             if before == after:
                 continue
-            if not member.prefix:
-                sets[member.name] = _encode(after)
+            if not prefix:
+                sets[name] = _encode(after)
                 continue
             for key, value in after.items():
-                if key not in before or before[key] != value:
-                    sets[member.prefix + key.encode()] = _encode(value)
-            drops += [member.prefix + key.encode() for key in before if key not in after]
+                if before.get(key, UNSET) != value:
+                    sets[prefix + key.encode()] = _encode(value)
+            if not before.keys() <= after.keys():
+                drops += [prefix + key.encode() for key in before if key not in after]
         return sets, drops
 
     def join(self, flat: Flat) -> bytes:

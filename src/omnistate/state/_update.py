@@ -64,9 +64,9 @@ class Call:
         """Runs the function on `value`, which is private to it and was decoded from `encoded`."""
         self.error, self.after = None, encoded
         try:
-            self.result = self.context.run(self.function, value)
-            if inspect.iscoroutine(self.result):
-                self.result.close()
+            self.result = result = self.context.run(self.function, value)
+            if result is not None and inspect.iscoroutine(result):
+                result.close()
                 self.error = InvalidInput("the function given to update must not be async: it may run several times")
                 return
             self.after = schema.encode(value)
@@ -89,17 +89,31 @@ class Call:
 class Known:
     """A document as this process knows it: to run functions on, and to tell what they changed.
 
-    Either `flat` holds it as hash fields, or `value` does, which nobody else holds; both as this class writes them, so that
-    what a newer class has put inside a field is no change. `stored` is what is there, where that may differ.
+    `value` is one that nobody else holds. Where values cannot be compared, `flat` holds the document as hash fields, and
+    `value` may be None. Both as this class writes them, so that what a newer class has put inside a field is no change.
+    `stored` is what is there, where that may differ.
     """
 
-    __slots__ = ("encoded", "flat", "is_of_other_shape", "is_volatile", "schema", "stored", "value", "version")
+    __slots__ = (
+        "after",
+        "encoded",
+        "flat",
+        "is_of_other_shape",
+        "is_volatile",
+        "later",
+        "schema",
+        "stored",
+        "value",
+        "version",
+    )
 
     def __init__(
         self, schema: Schema[Any], version: Position | None, encoded: bytes, flat: Flat | None, value: Any = None
     ) -> None:
         self.schema, self.version, self.encoded, self.flat, self.value = schema, version, encoded, flat, value
         self.stored: Flat | None = None
+        self.later: list[Patch] = []  # changes that came after `encoded`, up to `version`
+        self.after: Flat = {}  # what `diff` has made of the other document
         self.is_volatile = False  # parts of it may expire: it must be read again before each change
         self.is_of_other_shape = False  # another version of the class wrote it
 
@@ -110,9 +124,7 @@ class Known:
         stored = schema.upgrade(held.flat, held.class_version)
         value = schema.decode(schema.join(stored))
         encoded = schema.encode(value)
-        known = cls(schema, held.version, encoded, None, value)
-        if not schema.compares:
-            known.flat = schema.split(encoded)
+        known = cls(schema, held.version, encoded, None if schema.compares else schema.split(encoded), value)
         known.stored = stored
         known.is_volatile = held.is_volatile
         known.is_of_other_shape = held.version is not None and held.class_version != schema.writes
@@ -157,12 +169,33 @@ class Known:
         """What makes the other document, given as JSON and as a value, of this one."""
         if self.flat is None:
             return self.schema.diff_values(self.value, value)
-        return self.schema.diff(self.flat, self.schema.split(encoded))
+        self.after = self.schema.split(encoded)
+        return self.schema.diff(self.flat, self.after)
 
     def successor(self, version: Position, encoded: bytes, value: Any) -> Known:
-        if self.schema.compares:
-            return Known(self.schema, version, encoded, None, value)
-        return Known(self.schema, version, encoded, self.schema.split(encoded))
+        """What it is once the difference to this value has been stored."""
+        return Known(self.schema, version, encoded, None if self.flat is None else self.after, value)
+
+    def caught_up(self) -> Known | None:
+        """With the changes that came later; None where they do not give a value of the class."""
+        schema = self.schema
+        flat = schema.split(self.encoded)
+        try:
+            for patch in self.later:
+                flat, _ = patch.applied(flat)
+            value = schema.decode(schema.join(flat))
+            encoded = schema.encode(value)
+        except (InvalidValue, SchemaMismatch):
+            return None
+        return Known(schema, self.version, encoded, None if schema.compares else schema.split(encoded), value)
+
+    def spare(self) -> Any:
+        """A value to run a function on, None where it has to be decoded: the document itself may be needed to compare."""
+        copier = self.schema.copier
+        if self.flat is None:
+            return copier(self.value) if copier is not None and self.schema.copies else None
+        value, self.value = self.value, None
+        return value
 
 
 class Seen:
@@ -170,11 +203,14 @@ class Seen:
 
     MAX_DOCUMENTS = 16_384
     MAX_BYTES = 32 * 1024 * 1024
+    MOST_LATER = 8  # changes of one document that are kept beside it, until an `update` needs them,
+    MOST_LATER_BYTES = 512  # and the bytes of each
 
     def __init__(self, on_write: Callable[[bytes], None] | None = None) -> None:
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._bytes = 0
         self._on_write = on_write  # is told which documents this process has written
+        self.calls = self.writes = self.conflicts = 0  # what became of updates
 
     def take(self, key: bytes, schema: Schema[Any]) -> Known | None:
         """Removes it, until what it becomes is known."""
@@ -182,7 +218,25 @@ class Seen:
         if known is None:
             return None
         self._bytes -= len(known.encoded)
-        return known if known.schema is schema else None
+        if known.schema is not schema:
+            return None
+        return known.caught_up() if known.later else known
+
+    def follow(self, key: bytes, patch: Patch, version: Position) -> None:
+        """What becomes of it by a change that was no `update`. Positions are dense: with the next one, nothing came between."""
+        if self._on_write is not None:
+            self._on_write(key)
+        known = self._known.get(key)
+        if known is None:
+            return
+        before = known.version
+        is_next = before is not None and version.epoch == before.epoch and version.offset == before.offset + 1
+        is_small = len(known.later) < self.MOST_LATER and sum(map(len, patch.sets.values())) <= self.MOST_LATER_BYTES
+        if not is_next or not is_small or patch.replace or patch.rewrite or patch.until:
+            self.forget(key)
+        else:
+            known.later.append(patch)
+            known.version = version
 
     def put(self, key: bytes, known: Known) -> None:
         """It was written, and is this now."""
@@ -214,17 +268,17 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
         fresh = known is None
         if known is None:
             known = Known.read(schema, (yield from call(read(target))).held)
-        after, value = _run_all(schema, waiting, known.encoded)
+        after, value = _run_all(schema, waiting, known)
         patch = known.patch(after, value)
         if (waiting[0].error is not None or patch is None) and (yield from _was_done(schema, target, waiting[0])):
             return None
-        if patch is None or any(one.error for one in waiting):
+        live = [one for one in waiting if one.error is None]
+        if patch is None or len(live) < len(waiting):
             if not fresh:
                 known = None  # neither an error nor "nothing to do" may rest on a document that may be out of date
                 continue
             if patch is None:
                 return _settle(waiting, known.version)
-        live = [one for one in waiting if one.error is None]
         reply = yield from call(
             write(
                 target,
@@ -236,12 +290,14 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
             )
         )
         if isinstance(reply, Stored):
+            seen.writes += 1
             if not known.is_volatile and not schema.rewrites:
                 seen.put(target.document, known.successor(reply.version, after, value))
             else:
                 seen.forget(target.document)
             return _settle(waiting, reply.version)
         if isinstance(reply, Refused):
+            seen.conflicts += 1
             known = Known.read(schema, reply.held)
             if race >= _PATIENCE:
                 turn = turn or new_operation_id()  # whoever lost so often is let through next
@@ -259,12 +315,13 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
     )
 
 
-def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> tuple[bytes, Any]:
+def _run_all(schema: Schema[Any], calls: Sequence[Call], known: Known) -> tuple[bytes, Any]:
     """Runs each function on a copy of its own, one after the other; returns the last document, as JSON and as a value
     that no function has seen."""
-    value = schema.decode(encoded)
+    encoded, value = known.encoded, known.spare()
     for one in calls:
-        one.run(schema, value, encoded)
+        one.run(schema, schema.decode(encoded) if value is None else value, encoded)
+        value = None
         if one.error is None and one.after != encoded:
             try:
                 value = schema.validate(one.after)
@@ -272,9 +329,9 @@ def _run_all(schema: Schema[Any], calls: Sequence[Call], encoded: bytes) -> tupl
                 one.error, one.after = error, encoded
             else:
                 encoded = one.after
-                continue
-        value = schema.decode(encoded)
-    return encoded, value
+    if value is None:
+        value = known.value if encoded == known.encoded else None
+    return encoded, schema.decode(encoded) if value is None else value
 
 
 def _settle(calls: Sequence[Call], version: Position | None) -> None:
@@ -346,6 +403,7 @@ class Combiner:
 
     async def update(self, schema: Schema[Any], target: Target, one: Call) -> Written[Any, Any]:
         """Stores what the call's function changes. Raises the function's own error, or the store's."""
+        self.seen.calls += 1
         queue = self._queues.get(target.document)
         if one.digest:  # the caller's own operation id: its outcome must not depend on who else is here
             await self._apply(schema, target, [one], asyncio.get_running_loop().time())
