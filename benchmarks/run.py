@@ -28,6 +28,7 @@ BENCHMARKS = {
     "p1_write": BOTH,
     "p2_hot_document": BOTH,
     "p3_one_caller": BOTH,
+    "p4_near_cache": BOTH,
     "p7_visible": (STANDALONE,),
     "p8_growth": BOTH,
     "shape_costs": (STANDALONE,),
