@@ -41,7 +41,7 @@ lint: $(VENV)/.dev  ## style, types, layers, lock files
 format: $(VENV)/.dev  ## format the code, fix what can be fixed, write the page of errors
 	$(BIN)/python tools/errors_page.py; $(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
-bench: setup  ## measure against peer and limit; writes benchmarks/results (a few minutes)
+bench: setup  ## measure against peers and limit; writes benchmarks/results (twenty minutes)
 	@$(BIN)/python benchmarks/run.py
 
 bench-bulk: $(VENV)/.dev  ## import, migrate and export 1,000,000 customers; writes benchmarks/results (ten minutes)

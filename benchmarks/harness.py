@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,60 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SERVER_CORE, CLIENT_CORE = 0, 1
+SLOTS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What a benchmark runs on: one server, or a cluster of primaries, which share the servers' core."""
+
+    ports: tuple[int, ...]
+
+    @property
+    def is_cluster(self) -> bool:
+        return len(self.ports) > 1
+
+    @property
+    def url(self) -> str:
+        return ("redis+cluster://" if self.is_cluster else "redis://") + ",".join(f"127.0.0.1:{p}" for p in self.ports)
+
+    def id(self, benchmark: str) -> str:
+        """How the benchmark's rows are called."""
+        return f"{benchmark} cluster" if self.is_cluster else benchmark
+
+    def port_of(self, slot: int) -> int:
+        """Who serves it: each has the same share, in order."""
+        last = [(number + 1) * SLOTS // len(self.ports) - 1 for number in range(len(self.ports))]
+        return next(port for port, end in zip(self.ports, last, strict=True) if slot <= end)
+
+
+@contextlib.contextmanager
+def opened(topology: str) -> Iterator[Store]:
+    """`standalone` or `cluster`."""
+    with (cluster if topology == "cluster" else standalone)() as store:
+        yield store
+
+
+@contextlib.contextmanager
+def standalone() -> Iterator[Store]:
+    with server() as port:
+        yield Store((port,))
+
+
+@contextlib.contextmanager
+def cluster(shards: int = 3) -> Iterator[Store]:
+    """Primaries without replicas and persistence on the servers' core; this process is pinned to the other."""
+    from omnistate.ops import LocalCluster, LocalSettings
+
+    binary = Path(os.environ["SERVER"]) if "SERVER" in os.environ else None
+    servers = LocalCluster(shards, replicas=0, settings=LocalSettings(durability="none", binary=binary))
+    pin(0, SERVER_CORE)  # which the servers inherit
+    asyncio.run(servers.start())
+    pin(0, CLIENT_CORE)
+    try:
+        yield Store(tuple(node.port for node in servers.nodes))
+    finally:
+        asyncio.run(servers.stop())
 
 
 @contextlib.contextmanager
@@ -62,8 +117,11 @@ def server(binary: str | None = None) -> Iterator[int]:
 
 
 def pin(pid: int, core: int) -> None:
+    """All threads of a process, 0 for this one: a client may have some of its own."""
     if (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(pid, {core})
+        for thread in Path(f"/proc/{pid or 'self'}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), {core})
 
 
 def run(work: Awaitable[Any]) -> Any:
@@ -103,7 +161,6 @@ def versions() -> dict[str, str]:
 
     said = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True).stdout.split()
     server_version = next((word.removeprefix("v=") for word in said if word.startswith("v=")), "?")
-    packages = {
-        name: version(name) for name in ("redis", "hiredis", "msgspec", "uvloop", "starlette", "uvicorn", "websockets")
-    }
+    names = ["redis", "coredis", "valkey-glide", "hiredis", "msgspec", "uvloop", "starlette", "uvicorn", "websockets"]
+    packages = {name: version(name) for name in names}
     return {"python": platform.python_version(), "server": f"{said[0].lower()} {server_version}", **packages}

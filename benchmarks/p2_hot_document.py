@@ -5,66 +5,68 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import omnistate
 import peers
-from harness import CLIENT_CORE, ROUNDS, median, percentile, pin, run, server, throughput
+from harness import CLIENT_CORE, ROUNDS, Store, median, opened, percentile, pin, run, throughput
 from p1_write import Cart, a_cart
 
 SECONDS = 1.5
+Found = tuple[float, list[float]]
+Begin = Callable[[], Awaitable[object]]
 
 
-async def ours(port: int, callers: int, seconds: float) -> tuple[float, list[float]]:
-    async with omnistate.connect(f"redis://127.0.0.1:{port}") as omni:
-        cart = omni.customer("hot").state(Cart)
-        await cart.get()
-        return await throughput(lambda _: cart.update(Cart.add, "cup"), callers=callers, seconds=seconds)
+async def at_once() -> None:
+    pass
 
 
-async def peer(port: int, callers: int, seconds: float) -> tuple[float, list[float]]:
-    r = peers.client(port, callers)
+async def hot(who: str, store: Store, callers: int, begin: Begin = at_once) -> Found:
+    """Calls a second and their times, after connecting and `begin`."""
 
-    async def update(_: int) -> None:
-        await peers.update(r, "hot", peers.add)
+    async def measured(update: Callable[[int], Awaitable[object]]) -> Found:
+        await begin()
+        return await throughput(update, callers=callers, seconds=SECONDS)
 
-    found = await throughput(update, callers=callers, seconds=seconds)
-    await r.aclose()
-    return found
+    if who == "ours":
+        async with omnistate.connect(store.url) as omni:
+            cart = omni.customer("hot").state(Cart)
+            await cart.get()
+            return await measured(lambda _: cart.update(Cart.add, "cup"))
+    async with peers.PEERS[who](store, callers) as peer:
+        return await measured(lambda _: peer.update("hot", peers.add))
 
 
-async def two_processes(who: str, port: int) -> tuple[float, list[float]]:
-    """Both begin at the same moment; the sum of their rates."""
-    words = [sys.executable, __file__, who, str(port), "16", str(time.time() + 1.0)]
+async def two_processes(who: str, store: Store, callers: int) -> Found:
+    """Both begin when both are connected; the sum of their rates."""
+    words = [sys.executable, __file__, "worker", who, str(callers), *map(str, store.ports)]
     pipe = asyncio.subprocess.PIPE
-    two = [await asyncio.create_subprocess_exec(*words, stdout=pipe) for _ in range(2)]
-    said = [json.loads((await process.communicate())[0]) for process in two]
+    two = [await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe) for _ in range(2)]
+    for process in two:
+        assert await process.stdout.readline() == b"connected\n"
+    said = [json.loads(out) for out, _ in await asyncio.gather(*(process.communicate(b"begin\n") for process in two))]
     return sum(one["rate"] for one in said), [ms for one in said for ms in one["times"]]
 
 
-async def measure(port: int) -> dict[str, Any]:
-    r = peers.client(port, 2)
-    await r.set("{hot}:doc", peers.encode({"items": a_cart().items, "note": "n" * 700, "visits": 0}))
-    updates = 0
+async def measure(store: Store) -> dict[str, Any]:
+    done = dict.fromkeys(("ours", *peers.PEERS), 0)
     found: dict[str, list[float]] = {}
     slow: dict[str, list[float]] = {}
-    async with omnistate.connect(f"redis://127.0.0.1:{port}") as omni:
+    async with omnistate.connect(store.url) as omni, peers.redis_py(store, 1) as peer:
         cart = omni.customer("hot").state(Cart)
         await cart.set(a_cart())
+        await peer.put("hot", peers.document(a_cart()))
         for _ in range(ROUNDS):
-            for name, one in (
-                ("64 callers", ours(port, 64, SECONDS)),
-                ("64 callers, redis-py", peer(port, 64, SECONDS)),
-                ("2 x 16 callers", two_processes("ours", port)),
-                ("2 x 16 callers, redis-py", two_processes("peer", port)),
-            ):
-                rate, times = await one
-                found.setdefault(name, []).append(rate)
-                slow.setdefault(name, []).append(percentile(times, 0.99))
-                updates += 0 if "redis-py" in name else len(times)
+            for who in done:
+                for name, one in (("64 callers", hot(who, store, 64)), ("2 x 16", two_processes(who, store, 16))):
+                    rate, times = await one
+                    found.setdefault(f"{name}, {who}", []).append(rate)
+                    slow.setdefault(f"{name}, {who}", []).append(percentile(times, 0.99))
+                    done[who] += len(times)
+        updates = done.pop("ours")
         lost = updates - (await cart.get()).items["cup"]
-    await r.aclose()
+        assert sum(done.values()) == (await peer.get("hot"))["items"]["cup"], "the peers lose updates"
     rates = {name: median(values) for name, values in found.items()}
     p99 = {name: median(values) for name, values in slow.items()}
     return {
@@ -72,34 +74,48 @@ async def measure(port: int) -> dict[str, Any]:
         "p99 ms": {name: round(value, 2) for name, value in p99.items()},
         "rounds": {name: [round(rate) for rate in values] for name, values in found.items()},
         "results": [
-            {"id": "P2", "what": "hot document, 64 callers / WATCH by redis-py", "value": rates["64 callers"] / rates["64 callers, redis-py"], "goal": ">= 500", "unit": "x"},
-            {"id": "P2", "what": "hot document, 2 processes x 16 / WATCH", "value": rates["2 x 16 callers"] / rates["2 x 16 callers, redis-py"], "goal": ">= 250", "unit": "x"},
-            {"id": "P2", "what": "p99, 64 callers", "value": p99["64 callers"], "goal": "<= 5", "unit": "ms"},
-            {"id": "P2", "what": "p99, 2 processes x 16", "value": p99["2 x 16 callers"], "goal": "<= 5", "unit": "ms"},
-            {"id": "P2", "what": f"lost of {updates:,} updates", "value": lost, "goal": "<= 0", "unit": ""},
+            *rows(store, rates),
+            {"id": store.id("P2"), "what": "p99, 64 callers", "value": p99["64 callers, ours"], "goal": "<= 5", "unit": "ms"},
+            {"id": store.id("P2"), "what": "p99, 2 processes x 16", "value": p99["2 x 16, ours"], "goal": "<= 5", "unit": "ms"},
+            {"id": store.id("P2"), "what": f"lost of {updates:,} updates", "value": lost, "goal": "<= 0", "unit": ""},
         ],
     }  # fmt: skip
 
 
-def main() -> dict[str, Any]:
-    with server() as port:
-        found: dict[str, Any] = run(measure(port))
+def rows(store: Store, rates: dict[str, float]) -> list[dict[str, Any]]:
+    cases = (("64 callers", "hot document, 64 callers", ">= 500"), ("2 x 16", "2 processes x 16", ">= 250"))
+    return [
+        {
+            "id": store.id("P2"),
+            "what": f"{what} / WATCH, {name}",
+            "value": rates[f"{case}, ours"] / rates[f"{case}, {name}"],
+            "goal": goal if name == "redis-py" else "",
+            "unit": "x",
+        }
+        for case, what, goal in cases
+        for name in peers.PEERS
+    ]
+
+
+def main(topology: str = "standalone") -> dict[str, Any]:
+    with opened(topology) as store:
+        found: dict[str, Any] = run(measure(store))
         return found
 
 
-def worker(who: str, port: str, callers: str, starts: str) -> None:
+def worker(who: str, callers: str, *ports: str) -> None:
     pin(0, CLIENT_CORE)
 
-    async def work() -> tuple[float, list[float]]:
-        await asyncio.sleep(float(starts) - time.time())
-        return await (ours if who == "ours" else peer)(int(port), int(callers), SECONDS)
+    async def begin() -> None:
+        print("connected", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
 
-    rate, times = run(work())
+    rate, times = run(hot(who, Store(tuple(map(int, ports))), int(callers), begin))
     print(json.dumps({"rate": rate, "times": times}))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        worker(*sys.argv[1:])
+    if sys.argv[1:2] == ["worker"]:
+        worker(*sys.argv[2:])
     else:
-        print(json.dumps(main(), indent=1))
+        print(json.dumps(main(*sys.argv[1:]), indent=1))
