@@ -1,6 +1,7 @@
 """Documents: typed, versioned, patched field by field."""
 
-from omnistate.state._api import Origin, Services, StateHandle, milliseconds_of, precondition_of
+from omnistate.state._api import Services, StateHandle
+from omnistate.state._arguments import Origin, milliseconds_of, precondition_of
 from omnistate.state._commands import (
     COLLECTION_KINDS,
     MAX_BYTES,
@@ -45,17 +46,19 @@ from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
 from omnistate.state._stored import NO_KEYS
-from omnistate.state._update import Known
+from omnistate.state._update import MAX_BATCH, Call, Known, Seen, apply
 
 __all__ = [
     "ABSENT",
     "ANY",
     "COLLECTION_KINDS",
+    "MAX_BATCH",
     "MAX_BYTES",
     "NO_KEYS",
     "UPDATED",
     "AnyState",
     "Beside",
+    "Call",
     "Change",
     "Changed",
     "FieldChange",
@@ -72,6 +75,7 @@ __all__ = [
     "Remembered",
     "Revision",
     "Schema",
+    "Seen",
     "Services",
     "Snapshot",
     "State",
@@ -80,6 +84,7 @@ __all__ = [
     "Target",
     "Undone",
     "Written",
+    "apply",
     "change",
     "check_depth",
     "check_life",

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import random
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
@@ -29,7 +29,7 @@ from omnistate.state._commands import (
 )
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Flat, Schema
-from omnistate.store import Command, Durability, Flow, Pause, Position, call, new_operation_id, run
+from omnistate.store import Durability, Executor, Flow, Pause, Position, call, new_operation_id, run
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
 MAX_BATCH = 128  # callers that share one write
@@ -63,6 +63,22 @@ class Call:
             self.after = schema.encode(value)
         except Exception as error:  # the caller's own: handed back to the caller
             self.error = error
+
+    def written(self, schema: Schema[Any], durability: Durability) -> Written[Any, Any]:
+        """What the caller is given. Raises the function's own error."""
+        if self.error is not None:
+            raise self.error
+        position = self.version or _NOWHERE
+        return Written(
+            schema,
+            self.after,
+            self.version,
+            position,
+            self.result,
+            self.operation_id,
+            durability,
+            repeated=self.repeated,
+        )
 
 
 class Known:
@@ -292,15 +308,14 @@ def _read_again(schema: Schema[Any], target: Target, one: Call) -> Flow[None]:
     one.version, one.after = present.version, schema.join(schema.upgrade(present.flat, present.class_version))
 
 
-Execute: TypeAlias = Callable[[Command[Any]], Awaitable[Any]]
 _Queue: TypeAlias = "deque[tuple[Schema[Any], Target, Call, asyncio.Future[None]]]"
 
 
 class Combiner:
     """Lets writers of one document in one process share a write. Documents do not wait for each other."""
 
-    def __init__(self, execute: Execute, durability: Durability) -> None:
-        self._execute, self._durability = execute, durability
+    def __init__(self, link: Executor, durability: Durability) -> None:
+        self._execute, self._durability = link.execute, durability
         self._queues: dict[bytes, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.seen = Seen()
@@ -316,18 +331,7 @@ class Combiner:
             await future
         else:
             await self._lead(schema, target, one)
-        if one.error is not None:
-            raise one.error
-        return Written(
-            schema,
-            one.after,
-            one.version,
-            one.version or _NOWHERE,
-            one.result,
-            one.operation_id,
-            self._durability,
-            repeated=one.repeated,
-        )
+        return one.written(schema, self._durability)
 
     async def _lead(self, schema: Schema[Any], target: Target, one: Call) -> None:
         """The first writer goes alone and at once; who comes meanwhile is served together by a task of its own."""

@@ -113,19 +113,20 @@ class Link:
     async def execute(self, command: Command[T], level: Durability | None = None) -> T:
         """The parsed reply, in one round trip unless something fails. `level`: what the write must have survived by then."""
         if level is not None:
-            return await self._persist(command, sent=False, level=level)
-        connection = self.node_of(command.keys[0]).connection
+            return await self.persist(command, sent=False, level=level)
+        node = self.node_of(command.keys[0])
+        connection = node.connection
         if connection is None or not connection.is_open:
-            return await self._persist(command, sent=False)
+            return await self.persist(command, sent=False)
         if connection.in_flight >= MAX_IN_FLIGHT:
-            return await self._persist(command, sent=False)
+            return await self.persist(command, sent=False)
         started = asyncio.get_running_loop().time()
         try:
-            reply = await connection.send(self._pack(command))
+            reply = await connection.send(self.packed(command))
         except ConnectionLost as lost:
-            return await self._persist(command, sent=True, started=started, said=str(lost))
+            return await self.persist(command, sent=True, started=started, said=str(lost))
         if isinstance(reply, hiredis.ReplyError):
-            return await self._persist(command, sent=False, started=started, reply=reply)
+            return await self.persist(command, sent=False, started=started, reply=reply, node=node)
         return command.parse(reply)
 
     async def connect(self) -> None:
@@ -172,29 +173,34 @@ class Link:
         for listener in self._listeners:
             listener()
 
-    def _pack(self, command: Command[Any]) -> bytes:
+    def packed(self, command: Command[Any]) -> bytes:
+        """The call as it goes over the wire."""
         function = self._functions.get(command.function)
         if function is None:
             function = self._functions[command.function] = self._library.function(command.function)
         keys = command.keys
         return pack(b"FCALL", function, len(keys), *keys, *command.arguments)
 
-    async def _persist(
+    async def persist(
         self,
         command: Command[T],
         *,
         sent: bool,
         started: float | None = None,
         reply: hiredis.ReplyError | None = None,
+        node: Node | None = None,
         said: str = "",
         level: Durability | None = None,
     ) -> T:
-        """Tries until the deadline. `sent`: an earlier try may have been applied. `said`: what went wrong."""
+        """Tries until the deadline, which is counted from `started`, a time of `time.monotonic`.
+
+        `sent`: an earlier try may have been applied. `reply`: its error reply, of `node`. `said`: what went wrong.
+        """
         if self._waiting >= MAX_WAITING and not sent:
             raise Overloaded(f"{MAX_WAITING:,} calls already wait for {self.address}: slow down and call again")
         self._waiting += 1
         try:
-            return await self._try_again(command, sent, started, reply, said, level)
+            return await self._try_again(command, sent, started, reply, node, said, level)
         finally:
             self._waiting -= 1
 
@@ -204,12 +210,13 @@ class Link:
         sent: bool,
         started: float | None,
         reply: hiredis.ReplyError | None,
+        node: Node | None,
         said: str,
         level: Durability | None,
     ) -> T:
         now = asyncio.get_running_loop().time
         trial = _Trial((started if started is not None else now()) + self._timeout, sent, said, level)
-        node, target = self.node_of(command.keys[0]), None
+        node, target = node or self.node_of(command.keys[0]), None
         while True:
             if reply is not None:
                 target = await self._heed(str(reply), node, trial)
@@ -255,7 +262,7 @@ class Link:
             async with asyncio.timeout_at(trial.deadline):
                 if trial.asking:
                     connection.send_unheard(_ASKING)
-                return await connection.send(self._pack(command))
+                return await connection.send(self.packed(command))
         except (ConnectionLost, TimeoutError) as lost:
             trial.sent, trial.said = True, str(lost) or "no reply in time"
             return _NO_ANSWER
@@ -271,7 +278,7 @@ class Link:
             )
         try:
             async with asyncio.timeout_at(trial.deadline):
-                return await lane.send(command, self._pack(command), deadline=trial.deadline, asking=trial.asking)
+                return await lane.send(command, self.packed(command), deadline=trial.deadline, asking=trial.asking)
         except AmbiguousWrite:
             raise
         except StoreUnavailable as error:
