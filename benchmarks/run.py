@@ -26,6 +26,7 @@ BENCHMARKS = (
     "p3_one_caller",
     "p7_visible",
     "p8_growth",
+    "sync_api",
     "shape_costs",
     "codec_costs",
     "sweep_load",
