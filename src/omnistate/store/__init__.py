@@ -2,7 +2,7 @@
 
 from omnistate.store._binary import find_binary
 from omnistate.store._command import DIGEST_SIZE, Argument, Command, digest_of, new_operation_id
-from omnistate.store._connection import ConnectionLost
+from omnistate.store._connection import ConnectionLost, pack
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._durability import ACCEPTED, SYNCED, Durability, replicated
 from omnistate.store._embedded import EmbeddedServer
@@ -22,7 +22,7 @@ from omnistate.store._keys import (
     encode_id,
 )
 from omnistate.store._library import library
-from omnistate.store._link import DurableLink, Executor, Link
+from omnistate.store._link import DurableLink, Executor, Link, meta_of
 from omnistate.store._log import (
     LONGEST_LOG,
     MAX_PAGE,
@@ -89,10 +89,12 @@ __all__ = [
     "library",
     "make_private",
     "merged_error",
+    "meta_of",
     "new_operation_id",
     "open_link",
     "open_log",
     "opening",
+    "pack",
     "parse_url",
     "pause",
     "private",

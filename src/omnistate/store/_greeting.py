@@ -31,12 +31,12 @@ def logging_in(endpoint: Endpoint) -> Exchange[None]:
         said((yield pack("AUTH", *user, endpoint.password)))
     said((yield pack("PING")))
     if endpoint.database:
-        said((yield pack("SELECT", endpoint.database)))
+        said((yield pack("SELECT", str(endpoint.database))))
 
 
 def arriving(library: Library) -> Exchange[bool]:
     """Whether the server is a replica; a user who may not ask for the role is told by the first write."""
-    reply = yield pack(b"FCALL", library.function("arrive"), 0)
+    reply = yield pack(b"FCALL", library.function("arrive"), b"0")
     return isinstance(reply, list) and reply[0] == b"slave"
 
 

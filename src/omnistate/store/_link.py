@@ -22,7 +22,7 @@ from omnistate.errors import (
     StoreError,
     StoreUnavailable,
 )
-from omnistate.store._command import Command
+from omnistate.store._command import Argument, Command
 from omnistate.store._connection import MAX_IN_FLIGHT, Connection, ConnectionLost, pack
 from omnistate.store._durability import Durability, Lane
 from omnistate.store._library import Library
@@ -175,11 +175,15 @@ class Link:
 
     def packed(self, command: Command[Any]) -> bytes:
         """The call as it goes over the wire."""
+        return pack(*self.words(command))
+
+    def words(self, command: Command[Any]) -> tuple[Argument, ...]:
+        """The call, word by word."""
         function = self._functions.get(command.function)
         if function is None:
             function = self._functions[command.function] = self._library.function(command.function)
         keys = command.keys
-        return pack(b"FCALL", function, len(keys), *keys, *command.arguments)
+        return (b"FCALL", function, len(keys), *keys, *command.arguments)
 
     async def persist(
         self,
@@ -247,7 +251,7 @@ class Link:
             return _NO_ANSWER
         except OmnistateError as error:
             if trial.sent and command.operation_id is not None:
-                raise AmbiguousWrite(command.operation_id, str(error), meta=_meta_of(command)) from error
+                raise AmbiguousWrite(command.operation_id, str(error), meta=meta_of(command)) from error
             raise
         try:
             async with asyncio.timeout_at(trial.deadline):
@@ -314,7 +318,7 @@ class Link:
 
     def _give_up(self, command: Command[Any], trial: _Trial) -> StoreError:
         if trial.sent and command.operation_id is not None:
-            return AmbiguousWrite(command.operation_id, trial.said, meta=_meta_of(command))
+            return AmbiguousWrite(command.operation_id, trial.said, meta=meta_of(command))
         if trial.is_crowded_out:
             return Overloaded(f"{MAX_IN_FLIGHT:,} calls wait for an answer of {self.address}: slow down and call again")
         return self._unavailable(trial.said)
@@ -338,7 +342,7 @@ class Link:
             raise self._unavailable(node.last_error) from None
 
 
-def _meta_of(command: Command[Any]) -> bytes | None:
+def meta_of(command: Command[Any]) -> bytes | None:
     """The key that remembers the operation, where the command writes to a log."""
     key = command.keys[0]
     return key if key.endswith(b":meta") else None

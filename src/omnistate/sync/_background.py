@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from omnistate.errors import CalledInEventLoop, NotConnected, OmnistateError, UsedAfterFork
 
 T = TypeVar("T")
+_FOR_LAST_WORDS = 1.0  # seconds
 _alive: set[Background] = set()
 _inherited: list[
     Background
@@ -93,6 +94,8 @@ class Background:
                 await goodbye
         finally:
             others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:  # a call that was sent is to say so
+                await asyncio.wait(others, timeout=_FOR_LAST_WORDS)
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)

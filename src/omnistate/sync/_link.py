@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 import hiredis
 
-from omnistate.errors import OmnistateError
-from omnistate.store import Command, Durability, Node
+from omnistate.errors import AmbiguousWrite, NotConnected, OmnistateError
+from omnistate.store import Command, Durability, Node, meta_of
 from omnistate.store import Link as AsyncLink
 from omnistate.sync._background import Background
 from omnistate.sync._pool import Pool
-from omnistate.sync._wire import Wire
+from omnistate.sync._wire import Wire, packed
 
 T = TypeVar("T")
 
@@ -51,19 +51,21 @@ class Link:
         wire: Wire | None = None
         try:
             wire = pool.take()
-            reply = None if wire is None else wire.ask(self.behind.packed(command))
+            reply = None if wire is None else wire.ask(packed(self.behind.words(command)))
         except OSError as lost:
             assert wire is not None
             wire.close()
-            late = self.behind.persist(command, sent=True, started=started, said=str(lost))
-            return self.background.wait(late)
+            try:
+                return self.background.wait(self.behind.persist(command, sent=True, started=started, said=str(lost)))
+            except NotConnected as error:
+                raise _unknown(command, error) from lost
         except BaseException:
             if wire is not None:  # its reply may still come, and must not be taken for another one's
                 wire.close()
             raise
         if wire is None:
             return self.background.wait(self.behind.persist(command, sent=False, started=started))
-        pool.free.append(wire)
+        pool.give_back(wire)
         if isinstance(reply, hiredis.ReplyError):
             refused = self.behind.persist(command, sent=False, started=started, reply=reply, node=node)
             return self.background.wait(refused)
@@ -98,7 +100,7 @@ class _Several:
     def __init__(self, link: Link, commands: Sequence[Command[Any]], found: list[Any], started: float) -> None:
         self._link, self._commands, self._found, self._started = link, commands, found, started
         self._sent: list[tuple[Node, Pool, Wire, list[int]]] = []
-        self._late: list[tuple[int, Any]] = []  # what the background thread goes on with
+        self._late: list[tuple[int, bool, Any]] = []  # what the background thread goes on with, and whether it was sent
 
     def send(self) -> None:
         behind, groups = self._link.behind, dict[Node, list[int]]()
@@ -112,7 +114,7 @@ class _Several:
                 if wire is None:
                     self._hand_over(places, sent=False)
                     continue
-                wire.send(b"".join([behind.packed(self._commands[at]) for at in places]))
+                wire.send(b"".join([packed(behind.words(self._commands[at])) for at in places]))
             except OSError as lost:
                 assert wire is not None
                 wire.close()
@@ -134,9 +136,11 @@ class _Several:
 
     def collect(self) -> None:
         background = self._link.background
-        for at, future in self._late:
+        for at, sent, future in self._late:
             try:
                 self._found[at] = background.result(future)
+            except NotConnected as error:
+                self._found[at] = _unknown(self._commands[at], error) if sent else error
             except OmnistateError as error:
                 self._found[at] = error
 
@@ -149,7 +153,7 @@ class _Several:
             wire.close()
             self._hand_over(places[len(replies) :], sent=True, said=str(lost))
         else:
-            pool.free.append(wire)
+            pool.give_back(wire)
         for at, reply in zip(places, replies, strict=False):
             command = self._commands[at]
             if isinstance(reply, hiredis.ReplyError):
@@ -160,16 +164,27 @@ class _Several:
             except OmnistateError as error:
                 self._found[at] = error
 
-    def _hand_over(self, places: list[int], **known: Any) -> None:
+    def _hand_over(self, places: list[int], *, sent: bool, **known: Any) -> None:
         for at in places:
-            late = self._link.behind.persist(self._commands[at], started=self._started, **known)
-            self._late.append((at, self._link.background.begin(late)))
+            command = self._commands[at]
+            late = self._link.behind.persist(command, sent=sent, started=self._started, **known)
+            try:
+                self._late.append((at, sent, self._link.background.begin(late)))
+            except NotConnected as error:
+                self._found[at] = _unknown(command, error) if sent else error
 
     def _close(self, wire: Wire | None = None) -> None:
         """Replies may still come on these."""
         for one in (wire, *(one for _, _, one, _ in self._sent)):
             if one is not None:
                 one.close()
+
+
+def _unknown(command: Command[Any], error: NotConnected) -> OmnistateError:
+    """Of a command that was sent before the client was closed."""
+    if command.operation_id is None:
+        return error
+    return AmbiguousWrite(command.operation_id, "the client was closed", meta=meta_of(command))
 
 
 class DurableLink:

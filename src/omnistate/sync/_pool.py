@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from weakref import WeakSet
 
 from omnistate.errors import StoreError
@@ -16,7 +17,7 @@ _AFTER_A_FAILURE = 0.5  # seconds until another one is tried
 
 
 class Pool:
-    """`take` one, and give it back by appending it to `free` when its reply has been read as a whole.
+    """`take` one, and `give_back` when its reply has been read as a whole.
 
     They end with the other connections to the server: one that was replaced goes on to answer its old clients.
     """
@@ -40,6 +41,12 @@ class Pool:
                 return wire
             wire.close()
 
+    def give_back(self, wire: Wire) -> None:
+        """Lets the next caller have it."""
+        self.free.append(wire)
+        if not wire.is_open:  # they were dropped just now
+            self._tidy()
+
     def drop(self) -> None:
         """Ends them all. Who waits for a reply is told that the connection is lost."""
         with self._lock:
@@ -48,11 +55,19 @@ class Pool:
             self._wires.clear()
         for wire in wires:
             wire.cut()
-        while self.free:
-            try:
-                self.free.pop().close()
-            except IndexError:  # somebody took it, and sees that it is cut
-                return
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Closes those of the free ones that were cut."""
+        taken: list[Wire] = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self.free.pop())
+        for wire in taken:
+            if wire.is_open:
+                self.free.append(wire)
+            else:
+                wire.close()
 
     def _dial(self) -> Wire | None:
         connection = self._node.connection
