@@ -156,7 +156,9 @@ def edits(tokens: list[tokenize.TokenInfo], twins: Twins, names: dict[str, str])
                 brackets |= {index + 1: "", end: ""} if one.string == "Awaitable" else {end: ", None]"}
             yield one.start, one.end, renamed(one.string, twins, names)
         elif tokenize.tok_name[one.type] in ("STRING", "FSTRING_MIDDLE"):
-            yield one.start, one.end, reworded(one.string, twins)
+            said = reworded(one.string, twins)
+            if said != one.string:
+                yield one.start, one.end, said
         index += 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,12 @@ from proxy import Proxy
 from shop import Cart
 
 THREADS = 8
+ALL = int(os.environ.get("OMNISTATE_EXAMPLES", "1")) > 1  # else one way for each kind of servers
+WAYS = [
+    (LocalCluster, "killed"),
+    (LocalSentinel, "planned"),
+    *([(LocalCluster, "planned"), (LocalSentinel, "killed")] if ALL else []),
+]
 
 
 @pytest.fixture
@@ -147,7 +154,7 @@ class Load:
             time.sleep(0.002)  # the servers share the machine
 
 
-@pytest.fixture(params=[LocalCluster, LocalSentinel])
+@pytest.fixture
 def servers(request: pytest.FixtureRequest) -> Iterator[LocalServers]:
     settings = LocalSettings(binary=Path(find_binary()), durability="none")
     if request.param is LocalCluster:
@@ -156,7 +163,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[LocalServers]:
         yield from running(LocalSentinel(replicas=2, down_after=timedelta(seconds=1), settings=settings))
 
 
-@pytest.mark.parametrize("how", ["killed", "planned"])
+@pytest.mark.parametrize(("servers", "how"), WAYS, indirect=["servers"])
 def test_threads_see_a_pause_when_a_primary_is_replaced(servers: LocalServers, tenant: str, how: str) -> None:
     async def replace() -> None:
         if isinstance(servers, LocalSentinel):

@@ -19,6 +19,7 @@ from redis import Redis
 
 import omnistate as asynchronous
 import omnistate.sync as omnistate
+from machine import primaries
 from omnistate.sync import Client
 from shop import Cart
 
@@ -91,12 +92,12 @@ with omnistate.connect(URL, tenant=TENANT) as omni:
     os.wait()
     for number in range(20):
         cart.update(Cart.add, "cup")
-    print("parent", cart.get().items, threading.active_count())
+    print("parent", cart.get().items)
 """,
         url,
         tenant,
     )
-    assert said == "child\nparent {'cup': 22} 2\n"
+    assert said == "child\nparent {'cup': 22}\n"
 
 
 def test_the_interpreter_ends_with_a_client_that_is_open(url: str, tenant: str, data_dir: Path) -> None:
@@ -142,13 +143,14 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next(omni: Client, raw: Red
         assert set(cart.get().items) == {f"sku-{number}"}
     assert threading.active_count() == threads
     assert omni._engine is not None
-    assert sum(len(pool._wires) for pool in omni._engine.link._pools.values()) <= 2
+    assert all(len(pool._wires) <= 2 for pool in omni._engine.link._pools.values())
 
 
 def test_ctrl_c_ends_a_call_that_waits(omni: Client, raw: Redis) -> None:
     cart = omni.customer("ana").state(Cart)
     cart.update(Cart.add, "cup")
-    raw.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+    for server in primaries(raw):
+        server.execute_command("CLIENT", "PAUSE", 1500, "ALL")
     began = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
