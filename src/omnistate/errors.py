@@ -232,7 +232,9 @@ class NotConnected(OmnistateError):
     code = "not_connected"
 
     def __init__(self) -> None:
-        super().__init__("this client is not open: use it inside `async with omnistate.connect() as omni`")
+        super().__init__(
+            "this client is not open: use it inside `async with omnistate.connect() as omni` (`with` for omnistate.sync)"
+        )
 
 
 class CalledInEventLoop(OmnistateError, RuntimeError):

@@ -81,7 +81,8 @@ class Pool:
             self._not_before = time.monotonic() + _AFTER_A_FAILURE
             return None
         finally:
-            self._dialing -= 1
+            with self._lock:
+                self._dialing -= 1
         with self._lock:
             if self._drops == drops and not self._node.is_retired:
                 self._wires.add(wire)
