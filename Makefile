@@ -30,16 +30,17 @@ test-matrix: setup  ## all tests on each kind of server: Redis 7.0, 8.2 and with
 	@$(PIP) install --require-hashes -r requirements/matrix.txt
 	@$(BIN)/python -m pytest --servers valkey,redis,redis_8,tls,cluster,redis_cluster,sentinel
 
-lint: $(VENV)/.dev  ## style, types, layers, lock files
+lint: $(VENV)/.dev  ## style, types, layers, what is written by tools, lock files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/check_layers.py
 	$(BIN)/python tools/check_tree.py
+	$(BIN)/python tools/unasync.py --check
 	$(BIN)/python tools/errors_page.py --check
 
-format: $(VENV)/.dev  ## format the code, fix what can be fixed, write the page of errors
-	$(BIN)/python tools/errors_page.py; $(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+format: $(VENV)/.dev  ## format the code, fix what can be fixed, write omnistate.sync and the page of errors
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . ; $(BIN)/python tools/unasync.py; $(BIN)/python tools/errors_page.py
 
 bench: setup  ## measure against peers and limit; writes benchmarks/results (twenty minutes)
 	@$(BIN)/python benchmarks/run.py

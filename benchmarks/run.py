@@ -31,6 +31,7 @@ BENCHMARKS = {
     "p4_near_cache": BOTH,
     "p7_visible": (STANDALONE,),
     "p8_growth": BOTH,
+    "sync_api": (STANDALONE,),
     "shape_costs": (STANDALONE,),
     "codec_costs": (STANDALONE,),
     "sweep_load": (STANDALONE,),

@@ -86,12 +86,14 @@ def sentinel() -> Iterator[LocalSentinel]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     kinds = "valkey, redis, redis_8, tls, cluster, redis_cluster, sentinel"
-    parser.addoption("--servers", default="valkey,redis,cluster", help=f"what to run on, of: {kinds}")
+    parser.addoption("--servers", help=f"what to run on, of: {kinds}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "url" in metafunc.fixturenames and not hasattr(metafunc.module, "url"):  # else the module has its own servers
-        metafunc.parametrize("url", metafunc.config.getoption("servers").split(","), indirect=True)
+        is_sync = "sync" in Path(metafunc.module.__file__).parts  # what differs there is the client
+        servers = metafunc.config.getoption("servers") or ("valkey" if is_sync else "valkey,redis,cluster")
+        metafunc.parametrize("url", servers.split(","), indirect=True)
 
 
 @pytest.fixture

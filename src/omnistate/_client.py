@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
@@ -10,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from omnistate.collection import Collection, Place, open_collection
+from omnistate._engine import Engine, Settings
+from omnistate.collection import Declares, Place, open_collection
 from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, Query, identify
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
@@ -19,8 +19,6 @@ from omnistate.session import Session, session_of_token
 from omnistate.state import (
     AnyState,
     Keyring,
-    NearCache,
-    NearCacheStats,
     Origin,
     Services,
     Snapshot,
@@ -29,21 +27,7 @@ from omnistate.state import (
     Written,
     read_outcome,
 )
-from omnistate.store import (
-    ACCEPTED,
-    Durability,
-    DurableLink,
-    EmbeddedServer,
-    Executor,
-    Feed,
-    Keyspace,
-    Link,
-    check_duration,
-    encode_id,
-    open_link,
-    parse_url,
-    run,
-)
+from omnistate.store import ACCEPTED, Durability, Keyspace, check_duration, encode_id, parse_url, run
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
 _NO_ORIGIN = Origin()
@@ -74,7 +58,7 @@ class Nouns:
         """The customer of this id. No round trip; raises `InvalidId`."""
         return Customer(self.services, self._keyspace, customer_id, _NO_ORIGIN)
 
-    def collection(self, declaration: Collection[H]) -> H:
+    def collection(self, declaration: Declares[H]) -> H:
         """A collection of the tenant itself: a leaderboard, a work queue of all customers. No round trip.
 
         It has a log and a cluster slot of its own.
@@ -180,44 +164,33 @@ class Client(Nouns):
             )
         if url is not None and data_dir is not None:
             raise InvalidInput("give a url or a data_dir, not both: data_dir is for the embedded server")
-        self._address = parse_url(url) if url is not None else None
+        address = parse_url(url) if url is not None else None
         if not isinstance(durability, Durability):
             raise InvalidInput(_NO_DURABILITY.format(durability=durability))
-        self._data_dir, self._profile, self._timeout, self._durability = data_dir, profile, timeout, durability
         if type(near_cache_bytes) is not int or near_cache_bytes < 0:
             raise InvalidInput(
                 f"near_cache_bytes must be a number of bytes, 0 for no near cache, not {near_cache_bytes!r}"
             )
-        self._keyring, self._near_cache_bytes = keyring, near_cache_bytes
-        self._sweeps = url is None if sweep is None else sweep
-        self._sweeping: asyncio.Task[None] | None = None
-        self._server: EmbeddedServer | None = None
+        self._settings = Settings(
+            address,
+            data_dir,
+            profile,
+            durability,
+            timeout.total_seconds(),
+            url is None if sweep is None else sweep,
+            self._keyspace,
+            keyring,
+            near_cache_bytes,
+        )
         self._services: Services | None = None
-        self._link: Link | None = None
-        self._feed: Feed | None = None
-        self._near: NearCache | None = None
+        self._engine: Engine | None = None
         self._levels: dict[Durability, Services] = {}
 
     async def __aenter__(self) -> Self:
         if self._services is not None:
             raise OmnistateError("this client is already open: call connect() again for another one")
-        address, check = self._address, lambda: None
-        if address is None:
-            self._server = server = await EmbeddedServer.start(self._data_dir, profile=self._profile)
-            address, check = parse_url(server.url), server.raise_if_failed
-        link = open_link(address, timeout=self._timeout.total_seconds(), check_server=check)
-        try:
-            await link.connect()
-        except BaseException:
-            await link.close()
-            await self._stop_server()
-            raise
-        self._link, self._feed = link, Feed(link)
-        if self._near_cache_bytes:
-            self._near = NearCache(link, self._feed, max_bytes=self._near_cache_bytes)
-        self._services = self._services_at(self._durability)
-        if self._sweeps:
-            self._sweeping = asyncio.create_task(Sweeper(self._services, self._keyspace).run())
+        self._engine = await Engine.start(self._settings)
+        self._services = self._services_at(self._settings.durability)
         return self
 
     async def __aexit__(
@@ -227,24 +200,12 @@ class Client(Nouns):
 
     async def close(self) -> None:
         """Ends the connections, and the embedded server if there is one. Calls that are under way fail."""
-        sweeping, self._sweeping = self._sweeping, None
-        if sweeping is not None:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
-        link, self._link, self._services = self._link, None, None
-        if link is not None and self._feed is not None:
-            await link.close()
-            await asyncio.gather(*(services.combiner.close() for services in self._levels.values()))
-            if self._near is not None:
-                self._near.close()
-            await self._feed.close()
-            self._levels.clear()
-        await self._stop_server()
-
-    async def _stop_server(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            await server.close()
+        engine, self._engine, self._services = self._engine, None, None
+        levels, self._levels = self._levels, {}
+        if engine is not None:
+            await engine.close()
+        for services in levels.values():
+            await services.combiner.close()
 
     def __repr__(self) -> str:
         return f"<Client {self.url if self._services is not None else 'not open'}>"
@@ -258,9 +219,9 @@ class Client(Nouns):
     @property
     def url(self) -> str:
         """Where the store is, without its password: another process may connect to the embedded server by it."""
-        if self._link is None:
+        if self._engine is None:
             raise NotConnected
-        return str(self._link.address)
+        return self._engine.url
 
     async def outcome(self, error: AmbiguousWrite) -> bool:
         """Whether a write whose answer was lost has been applied, as far as is known now. One round trip.
@@ -294,15 +255,17 @@ class Client(Nouns):
             writes=sum(one.writes for one in seen),
             conflicts=sum(one.conflicts for one in seen),
         )
-        near_cache = self._near.stats() if self._near is not None else NearCacheStats()
-        return Stats(near_cache=near_cache, updates=updates)
+        if self._engine is None:
+            raise NotConnected
+        return Stats(near_cache=self._engine.near.stats(), updates=updates)
 
     def _services_at(self, level: Durability) -> Services:
-        if self._link is None or self._feed is None:
+        engine = self._engine
+        if engine is None:
             raise NotConnected
         if level not in self._levels:
-            link: Executor = self._link if level == ACCEPTED else DurableLink(self._link, level)
-            self._levels[level] = Services(link, self._feed, self._keyring, level, self._near)
+            near = engine.near if self._settings.near_cache_bytes else None
+            self._levels[level] = Services(engine.at(level), engine.feed, self._settings.keyring, level, near)
         return self._levels[level]
 
 

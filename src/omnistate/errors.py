@@ -232,7 +232,34 @@ class NotConnected(OmnistateError):
     code = "not_connected"
 
     def __init__(self) -> None:
-        super().__init__("this client is not open: use it inside `async with omnistate.connect() as omni`")
+        super().__init__(
+            "this client is not open: use it inside `async with omnistate.connect() as omni` (`with` for omnistate.sync)"
+        )
+
+
+class CalledInEventLoop(OmnistateError, RuntimeError):
+    """`omnistate.sync` was called where an event loop runs, which would stand still meanwhile: `import omnistate` there, the
+    same text with `async` and `await`, or call it in a thread: `asyncio.to_thread(...)`."""
+
+    code = "called_in_event_loop"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an event loop runs in this thread, and would stand still: use `import omnistate` with `async` and `await` here, "
+            "or call `omnistate.sync` in a thread, asyncio.to_thread(...)"
+        )
+
+
+class UsedAfterFork(OmnistateError, RuntimeError):
+    """The client was opened before this process was forked, and belongs to the parent: call `connect` in the child."""
+
+    code = "used_after_fork"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this client was opened before the fork and belongs to the parent process: call connect() in the child, in the "
+            "server's hook for that (docs/sync.md)"
+        )
 
 
 class Denied(OmnistateError):

@@ -120,6 +120,7 @@ TOPICS = {
     "history": 2,
     "queries": 1,
     "bulk": 7,
+    "sync": 1,
     "topologies": 2,
 }  # pages about one thing, and how many commands each has
 

@@ -76,7 +76,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(data_dir: 
 
         watcher = asyncio.create_task(watch())
         writers = [asyncio.create_task(write()) for _ in range(8)]
-        server: Any = omni._server
+        server: Any = omni._engine.server
         for _ in range(5):
             target = len(acknowledged) + 300
             while len(acknowledged) < target:

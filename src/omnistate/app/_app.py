@@ -25,10 +25,10 @@ class App:
     """
 
     def __init__(
-        self, *states: type[Any] | Collection[Any], title: str = "omnistate", keyring: Keyring | None = None
+        self, *states: type[Any] | Collection[Any, Any], title: str = "omnistate", keyring: Keyring | None = None
     ) -> None:
         self.title, self.keyring = title, keyring
-        self.collections: dict[str, Collection[Any]] = {}
+        self.collections: dict[str, Collection[Any, Any]] = {}
         self.states: dict[str, type[State]] = {}
         self.actions: dict[str, Action] = {}
         self.bots: dict[str, Bot] = {}

@@ -1,23 +1,25 @@
 """Collections: maps, lists, sets, sorted sets, counters and work queues, versioned and evented like documents."""
 
 from omnistate.collection._api import (
-    CollectionChange,
     CollectionHandle,
     CounterHandle,
     Item,
     ListHandle,
     MapHandle,
+    Place,
     SetHandle,
     SortedSetHandle,
     UniqueCounterHandle,
     WorkQueueHandle,
     open_collection,
 )
-from omnistate.collection._commands import Place, own_keys
+from omnistate.collection._change import CollectionChange
+from omnistate.collection._commands import own_keys
 from omnistate.collection._merge import load_collection, merge_collection, open_values, reseal_collection
 from omnistate.collection._model import (
     Collection,
     Counter,
+    Declares,
     List,
     Map,
     Set,
@@ -34,6 +36,7 @@ __all__ = [
     "CollectionHandle",
     "Counter",
     "CounterHandle",
+    "Declares",
     "Item",
     "List",
     "ListHandle",

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
-from math import isfinite, isnan
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from omnistate.collection._apply import apply_collection_event, decode_collection_event, initial
-from omnistate.collection._commands import Found, Place, Target, unpack
-from omnistate.collection._model import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
-from omnistate.errors import Conflict, InvalidInput, InvalidValue, PositionLost, SchemaMismatch
-from omnistate.state import Part, Precondition, expected, parse_change
+from omnistate.collection._change import CollectionChange
+from omnistate.collection._checks import (
+    MOST_AT_ONCE,
+    as_count,
+    checked,
+    checked_count,
+    checked_index,
+    checked_integer,
+    order_of,
+    pairs_of,
+    spelled_bound,
+    spelled_score,
+    taken,
+)
+from omnistate.collection._commands import Found, Target, Whose, unpack
+from omnistate.collection._model import (
+    Collection,
+    Counter,
+    Declares,
+    List,
+    Map,
+    Set,
+    SortedSet,
+    UniqueCounter,
+    WorkQueue,
+)
+from omnistate.errors import Conflict, InvalidInput, PositionLost
+from omnistate.state import Origin, Part, Precondition, Services, expected, parse_change
 from omnistate.store import (
     Argument,
     Entry,
     Inbox,
+    LogKeys,
     Position,
     check_duration,
     check_operation_id,
@@ -34,28 +58,19 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
-C = TypeVar("C", bound="Collection[Any]")
-MOST_AT_ONCE = 1000  # values of one call
+C = TypeVar("C", bound="Collection[Any, Any]")
 _json = msgspec.json.Encoder().encode
-_MOST = 2**53 - 1
 _SHORTEST, _LONGEST = timedelta(milliseconds=1), timedelta(days=3650)
 
 
-class CollectionChange(Generic[T]):
-    """What `watch` yields: everything in the collection after a change, and the log's events that led there.
+class Place(Whose):
+    """Where collections are: whose they are, who acts, and what handles work with."""
 
-    `value` is your private copy. `version` is 0 where there is no collection. The first change has no `events`, nor
-    one after a gap.
-    """
+    __slots__ = ("services",)
 
-    __slots__ = ("events", "position", "value", "version")
-
-    def __init__(self, value: T, version: Position | None, position: Position, events: tuple[bytes, ...]) -> None:
-        self.value, self.position, self.events = value, position, events
-        self.version = 0 if version is None else version.offset
-
-    def __repr__(self) -> str:  # a customer's content does not belong in logs
-        return f"<CollectionChange version={self.version}>"
+    def __init__(self, services: Services, log: LogKeys, origin: Origin, owner: tuple[str, str] | None = None) -> None:
+        super().__init__(log, origin, owner, services.keyring)
+        self.services = services
 
 
 class CollectionHandle(Generic[C, R]):
@@ -169,7 +184,8 @@ class CollectionHandle(Generic[C, R]):
                 raise InvalidInput(
                     "inside a transaction the operation id is the transaction's: transaction(operation_id=)"
                 )
-            return cast("Awaitable[T]", self._record(self._target, part, judge))
+            recorded: Awaitable[T] = self._record(self._target, part, judge)
+            return recorded
         return self._execute(part, judge, operation_id)
 
     async def _execute(self, part: Part, judge: Callable[[bytes], T], operation_id: str | None) -> T:
@@ -198,51 +214,6 @@ class CollectionHandle(Generic[C, R]):
 _CHEAPEST = dict.fromkeys(("map", "list", "set", "sorted", "queue"), "len") | {"unique": "count"}
 
 
-def _taken(result: bytes, read: Callable[[list[bytes]], R]) -> R:
-    """What was taken out of a collection. It is gone from there: what cannot be read goes with the error."""
-    values = unpack(result)
-    try:
-        return read(values)
-    except SchemaMismatch as error:
-        error.removed = tuple(values)
-        raise
-
-
-def _checked(values: Iterable[Any]) -> list[Any]:
-    found = list(values)
-    if not 0 < len(found) <= MOST_AT_ONCE:
-        raise InvalidInput(f"give 1 to {MOST_AT_ONCE:,} values at once, not {len(found):,}")
-    return found
-
-
-def _pairs(values: Mapping[K, V]) -> Iterable[tuple[K, V]]:
-    if not isinstance(values, Mapping):
-        raise InvalidInput(f"update takes a mapping, not a {type(values).__name__}")
-    return values.items()
-
-
-def _index(value: int, what: str = "an index", least: int = -_MOST) -> int:
-    if type(value) is not int or not least <= value <= _MOST:
-        raise InvalidInput(f"{what} must be an int {'within 2^53' if least else 'from 0 on'}, not {value!r}")
-    return value
-
-
-def _count(count: int) -> int:
-    if type(count) is not int or not 1 <= count <= MOST_AT_ONCE:
-        raise InvalidInput(f"count must be an int from 1 to {MOST_AT_ONCE:,}")
-    return count
-
-
-def _integer(name: str, value: int) -> int:
-    if type(value) is not int or abs(value) > _MOST:
-        raise InvalidValue(f"{name} counts with integers within 2^53, not {value!r}")
-    return value
-
-
-def _as_count(result: bytes) -> int:
-    return int(result or 0)
-
-
 class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
     """A `List`. Its ends are cheap; an index in the middle costs the server a walk from the nearer end."""
 
@@ -257,7 +228,7 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         return self._push("left", values, operation_id)
 
     def _push(self, side: str, values: Sequence[T], operation_id: str | None) -> Awaitable[int]:
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        encoded = [self.declaration.values.encode(value) for value in checked(values)]
         stored = [self._target.values.seal(one) for one in encoded]
         event = b',"side":"%b","values":[%b]' % (side.encode(), b",".join(stored))
         return self._change("push", event, (side, *stored), int, operation_id, plain=(side, *encoded))
@@ -272,18 +243,18 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
 
     def pop_many(self, count: int, *, operation_id: str | None = None) -> Awaitable[list[T]]:
         """Removes and returns up to `count` values from the right end, the rightmost first. One round trip."""
-        return self._pop("right", _count(count), self._all, operation_id)
+        return self._pop("right", checked_count(count), self._all, operation_id)
 
     def popleft_many(self, count: int, *, operation_id: str | None = None) -> Awaitable[list[T]]:
         """Removes and returns up to `count` values from the left end. One round trip."""
-        return self._pop("left", _count(count), self._all, operation_id)
+        return self._pop("left", checked_count(count), self._all, operation_id)
 
     def _pop(self, side: str, count: int, judge: Callable[[bytes], R], operation_id: str | None) -> Awaitable[R]:
         return self._change("pop", b',"side":"%b"' % side.encode(), (side, count), judge, operation_id)
 
     def set(self, index: int, value: T, *, operation_id: str | None = None) -> Awaitable[None]:
         """Replaces the value at an index, from the right end where it is negative. Raises `NotThere`. One round trip."""
-        _index(index)
+        checked_index(index)
         encoded = self.declaration.values.encode(value)
         stored = self._target.values.seal(encoded)
         arguments, plain = (index, stored), (index, encoded)
@@ -291,13 +262,13 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
 
     async def get(self, index: int) -> T | None:
         """The value at an index, None where there is none. One round trip."""
-        found = (await self._read("range", _index(index), index)).values
+        found = (await self._read("range", checked_index(index), index)).values
         return self._target.values.decode(found[0]) if found else None
 
     async def slice(self, start: int = 0, stop: int | None = None) -> list[T]:
         """The values of `list[start:stop]`. One round trip; costs what lies between, and the way there."""
-        last = -1 if stop is None else _index(stop) - 1
-        _index(start)
+        last = -1 if stop is None else checked_index(stop) - 1
+        checked_index(start)
         if stop == 0:
             return []
         found = await self._read("range", start, last)
@@ -323,10 +294,10 @@ class ListHandle(CollectionHandle[List[T], list[T]], Generic[T]):
         return [self._target.values.decode(one) for one in held]
 
     def _first(self, result: bytes) -> T | None:
-        return _taken(result, self._python)[0] if result else None
+        return taken(result, self._python)[0] if result else None
 
     def _all(self, result: bytes) -> list[T]:
-        return _taken(result, self._python)
+        return taken(result, self._python)
 
 
 class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
@@ -347,7 +318,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         self, values: Mapping[K, V], *, ttl: timedelta | None = None, operation_id: str | None = None
     ) -> Awaitable[int]:
         """Sets up to 1,000 keys; returns how many are new. One round trip."""
-        return self._put("any", _pairs(values), ttl, int, operation_id)
+        return self._put("any", pairs_of(values), ttl, int, operation_id)
 
     def add(
         self, key: K, value: V, *, ttl: timedelta | None = None, operation_id: str | None = None
@@ -366,7 +337,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
         if ttl is not None:
             check_duration("ttl", ttl, _SHORTEST, _LONGEST)
         keys, types, seal = self.declaration.keys, self.declaration.values, self._target.values.seal
-        encoded = [(keys.encode(key), types.encode(value)) for key, value in _checked(values)]
+        encoded = [(keys.encode(key), types.encode(value)) for key, value in checked(values)]
         stored = [(key, seal(value, key)) for key, value in encoded]
         event = b',"put":{' + b",".join(_json(key.decode()) + b":" + value for key, value in stored) + b"}"
         ttl_ms = "" if ttl is None else ttl // timedelta(milliseconds=1)
@@ -383,9 +354,9 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
 
     def remove(self, *keys: K, operation_id: str | None = None) -> Awaitable[int]:
         """Removes keys; returns how many were there. One round trip."""
-        spelled = [self.declaration.keys.encode(key) for key in _checked(keys)]
+        spelled = [self.declaration.keys.encode(key) for key in checked(keys)]
         event = b',"drop":[' + b",".join(_json(one.decode()) for one in spelled) + b"]"
-        return self._change("remove", event, spelled, _as_count, operation_id)
+        return self._change("remove", event, spelled, as_count, operation_id)
 
     def pop(self, key: K, *, operation_id: str | None = None) -> Awaitable[V | None]:
         """Removes a key and returns its value, None where there is none. One round trip."""
@@ -393,14 +364,14 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
 
         def judge(result: bytes) -> V | None:
             decode = self._target.values.decode
-            return _taken(result, lambda values: decode(values[0], spelled)) if result else None
+            return taken(result, lambda values: decode(values[0], spelled)) if result else None
 
         return self._change("take", b',"drop":[' + _json(spelled.decode()) + b"]", (spelled,), judge, operation_id)
 
     def increment(self, key: K, by: int = 1, *, operation_id: str | None = None) -> Awaitable[int]:
         """Adds to an integer, 0 where there is none; returns the sum. Never conflicts. One round trip."""
         spelled = self.declaration.keys.encode(key)
-        self.declaration.values.encode(cast("V", _integer(self.declaration.name, by)))
+        self.declaration.values.encode(cast("V", checked_integer(self.declaration.name, by)))
         if self.declaration.is_encrypted:
             raise InvalidInput(f"{self.declaration.name} is encrypted, so the server cannot count with it: put the sum")
         event = b',"put":{' + _json(spelled.decode()) + b":"
@@ -412,7 +383,7 @@ class MapHandle(CollectionHandle[Map[K, V], dict[K, V]], Generic[K, V]):
 
     async def get_many(self, *keys: K) -> list[V | None]:
         """The values of keys, in their order. One round trip."""
-        spelled = [self.declaration.keys.encode(key) for key in _checked(keys)]
+        spelled = [self.declaration.keys.encode(key) for key in checked(keys)]
         found = (await self._read("get", *spelled)).values or [None] * len(spelled)
         decode = self._target.values.decode
         return [None if one is None else decode(one, key) for one, key in zip(found, spelled, strict=True)]
@@ -473,9 +444,9 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
         return self._set("discard", values, operation_id)
 
     def _set(self, operation: str, values: Sequence[T], operation_id: str | None) -> Awaitable[int]:
-        given = (self.declaration.values.encode(value) for value in _checked(values))
+        given = (self.declaration.values.encode(value) for value in checked(values))
         encoded = list(dict.fromkeys(given))  # what is given twice needs room once
-        return self._change(operation, b',"values":[' + b",".join(encoded) + b"]", encoded, _as_count, operation_id)
+        return self._change(operation, b',"values":[' + b",".join(encoded) + b"]", encoded, as_count, operation_id)
 
     async def contains(self, value: T) -> bool:
         """Whether the value is in it. One round trip."""
@@ -483,7 +454,7 @@ class SetHandle(CollectionHandle[Set[T], set[T]], Generic[T]):
 
     async def contains_many(self, *values: T) -> list[bool]:
         """Whether each of the values is in it. One round trip."""
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        encoded = [self.declaration.values.encode(value) for value in checked(values)]
         found = (await self._read("has", *encoded)).values or [0] * len(encoded)
         return [bool(one) for one in found]
 
@@ -520,7 +491,7 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
 
     def update(self, scores: Mapping[T, float], *, operation_id: str | None = None) -> Awaitable[int]:
         """Sets up to 1,000 scores; returns how many members are new. One round trip."""
-        return self._put("any", _pairs(scores), int, operation_id)
+        return self._put("any", pairs_of(scores), int, operation_id)
 
     def raise_to(self, member: T, score: float, *, operation_id: str | None = None) -> Awaitable[None]:
         """Sets the score of a member that has none or a lower one: a personal best. One round trip."""
@@ -533,28 +504,28 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
     def _put(
         self, how: str, scores: Iterable[tuple[T, float]], judge: Callable[[bytes], R], operation_id: str | None
     ) -> Awaitable[R]:
-        pairs = [(self.declaration.values.encode(member), _score(score)) for member, score in _checked(scores)]
+        pairs = [(self.declaration.values.encode(member), spelled_score(score)) for member, score in checked(scores)]
         arguments = [one for member, score in pairs for one in (score, member)]
         return self._change("put", b"", (how, *arguments), judge, operation_id)
 
     def increment(self, member: T, by: float = 1, *, operation_id: str | None = None) -> Awaitable[float]:
         """Adds to a member's score, 0 where there is none; returns the sum. Never conflicts. One round trip."""
         encoded = self.declaration.values.encode(member)
-        return self._change("increment", b',"member":' + encoded, (_score(by), encoded), float, operation_id)
+        return self._change("increment", b',"member":' + encoded, (spelled_score(by), encoded), float, operation_id)
 
     def remove(self, *members: T, operation_id: str | None = None) -> Awaitable[int]:
         """Removes members; returns how many were there. One round trip."""
-        encoded = [self.declaration.values.encode(member) for member in _checked(members)]
+        encoded = [self.declaration.values.encode(member) for member in checked(members)]
         event = b',"values":[' + b",".join(encoded) + b"]"
-        return self._change("remove", event, encoded, _as_count, operation_id)
+        return self._change("remove", event, encoded, as_count, operation_id)
 
     def pop_lowest(self, count: int = 1, *, operation_id: str | None = None) -> Awaitable[list[tuple[T, float]]]:
         """Removes and returns up to `count` members, the lowest first. One round trip."""
-        return self._change("pop", b"", ("lowest", _count(count)), self._popped, operation_id)
+        return self._change("pop", b"", ("lowest", checked_count(count)), self._popped, operation_id)
 
     def pop_highest(self, count: int = 1, *, operation_id: str | None = None) -> Awaitable[list[tuple[T, float]]]:
         """Removes and returns up to `count` members, the highest first. One round trip."""
-        return self._change("pop", b"", ("highest", _count(count)), self._popped, operation_id)
+        return self._change("pop", b"", ("highest", checked_count(count)), self._popped, operation_id)
 
     async def score(self, member: T) -> float | None:
         """A member's score, None where there is none. One round trip."""
@@ -562,28 +533,28 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
 
     async def scores(self, *members: T) -> list[float | None]:
         """The scores of members, in their order. One round trip."""
-        encoded = [self.declaration.values.encode(member) for member in _checked(members)]
+        encoded = [self.declaration.values.encode(member) for member in checked(members)]
         found = (await self._read("scores", *encoded)).values or [None] * len(encoded)
         return [None if one is None else float(one) for one in found]
 
     async def rank(self, member: T, *, highest_first: bool = True) -> int | None:
         """How many members are before this one, None where it is not there. One round trip."""
-        found = (await self._read("rank", _order(highest_first), self.declaration.values.encode(member))).values
+        found = (await self._read("rank", order_of(highest_first), self.declaration.values.encode(member))).values
         return found[0] if found else None
 
     async def top(self, count: int = 10) -> list[tuple[T, float]]:
         """The members of the highest scores, the highest first. One round trip."""
-        return await self.range(0, _index(count, "count", 0))
+        return await self.range(0, checked_index(count, "count", 0))
 
     async def range(
         self, start: int = 0, stop: int | None = None, *, highest_first: bool = True
     ) -> list[tuple[T, float]]:
         """Members by rank, as in `list[start:stop]`. One round trip."""
-        last = -1 if stop is None else _index(stop) - 1
-        _index(start)
+        last = -1 if stop is None else checked_index(stop) - 1
+        checked_index(start)
         if stop == 0:
             return []
-        return self._pairs((await self._read("range", _order(highest_first), start, last)).values)
+        return self._pairs((await self._read("range", order_of(highest_first), start, last)).values)
 
     async def between(
         self,
@@ -595,13 +566,13 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
         limit: int = MOST_AT_ONCE,
     ) -> list[tuple[T, float]]:
         """Members by score, both ends included. One round trip."""
-        page = (_index(offset, "offset", 0), _index(limit, "limit", 0))
-        arguments = (_order(highest_first), _bound(least), _bound(most), *page)
+        page = (checked_index(offset, "offset", 0), checked_index(limit, "limit", 0))
+        arguments = (order_of(highest_first), spelled_bound(least), spelled_bound(most), *page)
         return self._pairs((await self._read("between", *arguments)).values)
 
     async def count(self, least: float = float("-inf"), most: float = float("inf")) -> int:
         """How many members have a score in this range, both ends included. One round trip."""
-        return _as_count(((await self._read("count", _bound(least), _bound(most))).values or [b"0"])[0])
+        return as_count(((await self._read("count", spelled_bound(least), spelled_bound(most))).values or [b"0"])[0])
 
     async def all(self) -> dict[T, float]:
         """Every member with its score, the lowest first. One round trip of the set's size."""
@@ -624,34 +595,11 @@ class SortedSetHandle(CollectionHandle[SortedSet[T], dict[T, float]], Generic[T]
         return [(decode(member), float(score)) for member, score in zip(found[::2], found[1::2], strict=True)]
 
     def _popped(self, result: bytes) -> list[tuple[T, float]]:
-        return _taken(result, self._pairs)
+        return taken(result, self._pairs)
 
     def _python(self, held: dict[bytes, float]) -> dict[T, float]:
         decode = self.declaration.values.decode
         return {decode(member): score for member, score in sorted(held.items(), key=lambda pair: (pair[1], pair[0]))}
-
-
-def _order(highest_first: bool) -> str:
-    return "highest" if highest_first else "lowest"
-
-
-def _score(score: float) -> str:
-    if not _is_number(score) or not isfinite(score):
-        raise InvalidValue(f"a score must be a finite number, not {score!r}")
-    return repr(float(score))
-
-
-def _bound(score: float) -> str:
-    if not _is_number(score) or isnan(score):
-        raise InvalidValue(f"a bound must be a number, not {score!r}")
-    return repr(float(score))
-
-
-def _is_number(score: object) -> bool:
-    """Whether it is a float, or an int that a float can be."""
-    if isinstance(score, float):
-        return True
-    return isinstance(score, int) and not isinstance(score, bool) and abs(score) < 2**1023
 
 
 class CounterHandle(CollectionHandle[Counter, int]):
@@ -669,7 +617,7 @@ class CounterHandle(CollectionHandle[Counter, int]):
 
     def _count(self, operation: str, value: int, operation_id: str | None) -> Awaitable[int]:
         bounds = ["" if one is None else one for one in (self.declaration.least, self.declaration.most)]
-        arguments = (_integer(self.declaration.name, value), *bounds)
+        arguments = (checked_integer(self.declaration.name, value), *bounds)
         return self._change(operation, b"", arguments, int, operation_id)
 
     async def get(self) -> int:
@@ -684,7 +632,7 @@ class UniqueCounterHandle(CollectionHandle[UniqueCounter[T], int], Generic[T]):
 
     def add(self, *values: T, operation_id: str | None = None) -> Awaitable[int]:
         """Adds values; returns about how many different ones there are. One round trip."""
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        encoded = [self.declaration.values.encode(value) for value in checked(values)]
         return self._change("add", b"", encoded, int, operation_id)
 
     async def count(self) -> int:
@@ -742,7 +690,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         One round trip.
         """
         check_duration("delay", delay, timedelta(), _LONGEST)
-        encoded = [self.declaration.values.encode(value) for value in _checked(values)]
+        encoded = [self.declaration.values.encode(value) for value in checked(values)]
         milliseconds = delay // timedelta(milliseconds=1)
         stored = [self._target.values.seal(one) for one in encoded]
 
@@ -768,8 +716,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         """The next item, as soon as there is one; None after `timeout`. Three round trips, one more for each wake-up."""
         if timeout is not None:
             check_duration("timeout", timeout, timedelta(), _LONGEST)
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout.total_seconds()
+        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
         inbox = Inbox()
         leave = await self._place.services.feed.join(self._target.log, inbox)
         try:
@@ -778,13 +725,12 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
                 items, wake = await self._claim(1, lease)
                 if items:
                     return items[0]
-                left = None if deadline is None else deadline - loop.time()
+                left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
                 until = min(one for one in (wake, left, 60.0) if one is not None)
                 try:
-                    async with asyncio.timeout(until):
-                        entries = await inbox.take(self._place.services.link, self._target.log, position)
+                    entries = await inbox.take(self._place.services.link, self._target.log, position, until)
                     position = Position(position.epoch, entries[-1].offset)
                 except TimeoutError:
                     continue
@@ -841,7 +787,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
             name = self.declaration.name
             raise InvalidInput(f"claim an item of {name} before the transaction, and settle it inside: .done(item)")
         check_duration("lease", lease, _SHORTEST, _LONGEST)
-        arguments = (_count(count), lease // timedelta(milliseconds=1))
+        arguments = (checked_count(count), lease // timedelta(milliseconds=1))
 
         def judge(result: bytes) -> tuple[list[Item[T]], float | None]:
             if result.startswith(b"wait"):
@@ -854,7 +800,7 @@ class WorkQueueHandle(CollectionHandle[WorkQueue[T], int], Generic[T]):
         return await self._change("claim", b"", arguments, judge)
 
 
-_HANDLES: dict[type[Collection[Any]], type[CollectionHandle[Any, Any]]] = {
+_HANDLES: dict[type[Collection[Any, Any]], type[CollectionHandle[Any, Any]]] = {
     List: ListHandle,
     Map: MapHandle,
     Set: SetHandle,
@@ -866,7 +812,7 @@ _HANDLES: dict[type[Collection[Any]], type[CollectionHandle[Any, Any]]] = {
 H = TypeVar("H")
 
 
-def open_collection(declaration: Collection[H], place: Place, record: Any = None) -> H:
+def open_collection(declaration: Declares[H], place: Place, record: Any = None) -> H:
     """The handle on a collection at a place; with `record`, its changes are recorded there instead of being sent."""
     handle = _HANDLES.get(type(declaration))
     if handle is None:

@@ -20,7 +20,7 @@ from omnistate.errors import (
     SchemaMismatch,
     ValueTooLarge,
 )
-from omnistate.state import ANY, Origin, Part, Precondition, Services, expected, split_results
+from omnistate.state import ANY, Keyring, Origin, Part, Precondition, expected, split_results
 from omnistate.store import Argument, Command, LogKeys, Position, encode_id, merged_error
 
 T = TypeVar("T")
@@ -28,14 +28,13 @@ MAX_BYTES = 16 * 1024 * 1024  # as in functions.lua
 _json = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where collections are: whose they are, and who acts."""
+class Whose:
+    """Whose collections are meant, and who acts."""
 
-    services: Services
-    log: LogKeys
-    origin: Origin
-    owner: tuple[str, str] | None = None
+    __slots__ = ("keyring", "log", "origin", "owner")
+
+    def __init__(self, log: LogKeys, origin: Origin, owner: tuple[str, str] | None, keyring: Keyring | None) -> None:
+        self.log, self.origin, self.owner, self.keyring = log, origin, owner, keyring
 
     def entry(self, name: str) -> str:
         return name if self.owner is None else f"{name}:{self.owner[0]}:{encode_id(self.owner[1])}"
@@ -61,9 +60,9 @@ class Target:
 
     __slots__ = ("_keyring", "_values", "collection", "entry", "head", "keys", "log")
 
-    def __init__(self, collection: Collection[Any], place: Place) -> None:
+    def __init__(self, collection: Collection[Any, Any], place: Whose) -> None:
         self.collection, self.log = collection, place.log
-        self._keyring, self._values = place.services.keyring, cast("PlacedValues[Any] | None", None)
+        self._keyring, self._values = place.keyring, cast("PlacedValues[Any] | None", None)
         name = place.entry(collection.name)
         self.entry = "doc:" + name
         self.keys = own_keys(place.log, collection.kind, name)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from omnistate.collection._api import Place
 from omnistate.collection._apply import integer
-from omnistate.collection._commands import Place, Target
+from omnistate.collection._commands import Target, Whose
 from omnistate.collection._model import Collection
 from omnistate.errors import Conflict
 from omnistate.state import ABSENT, ANY, Part, Precondition, parse_change, read_outcome
-from omnistate.store import Argument, OwnOperationId, digest_of, new_operation_id
+from omnistate.store import Argument, Flow, OwnOperationId, call, digest_of, new_operation_id
 
 _AT_ONCE = 500
 _MOST_BYTES = 1024 * 1024
@@ -19,14 +20,14 @@ _MOST_RACES = 100
 _Call = tuple[str, bytes, list[Argument]]
 
 
-async def merge_collection(
-    declaration: Collection[Any],
-    place: Place,
+def merge_collection(
+    declaration: Collection[Any, Any],
+    place: Whose,
     theirs: list[Any],
     *,
-    origin: Place,
+    origin: Whose,
     names: tuple[str, ...],
-) -> None:
+) -> Flow[None]:
     """Adds the collection of another customer, at `origin`, to this one, once for all calls with these names of the merge.
 
     Sets become their union and counters their sum; a map keeps this customer's entries and gets the others, with their
@@ -39,12 +40,11 @@ async def merge_collection(
     for index, part in enumerate(_parts(target, opened)):
         # A merge that goes on later may find fewer entries, as some have expired: then this is not the same call.
         operation_id = OwnOperationId("merge", *names, str(index), digest_of(part.intention))
-        command = parse_change(place.log, [part], operation_id, lambda _, reply: target.refusal(reply))
-        await place.services.link.execute(command)
+        yield from call(parse_change(place.log, [part], operation_id, lambda _, reply: target.refusal(reply)))
 
 
 async def load_collection(
-    declaration: Collection[Any],
+    declaration: Collection[Any, Any],
     place: Place,
     values: list[Any],
     *,
@@ -70,7 +70,7 @@ async def load_collection(
         await place.services.link.execute(command)
 
 
-async def reseal_collection(declaration: Collection[Any], place: Place, *, dry_run: bool = False) -> bool:
+async def reseal_collection(declaration: Collection[Any, Any], place: Place, *, dry_run: bool = False) -> bool:
     """Seals all values with the current key, or opens them where the declaration no longer says so; whether any was not so.
 
     Their deadlines stay. It goes on beside other writers: what they change is looked at again. Raises `SchemaMismatch`.
@@ -121,7 +121,7 @@ def _named(target: Target, stored: list[Any]) -> Iterator[tuple[Argument, bytes,
             yield id_, values.open(payload), values.is_as_declared(payload)
 
 
-def open_values(declaration: Collection[Any], place: Place, values: list[Any]) -> list[Any]:
+def open_values(declaration: Collection[Any, Any], place: Whose, values: list[Any]) -> list[Any]:
     """What was read to be moved, without encryption. Raises `SchemaMismatch`, `EncryptionKeyMissing`."""
     if not declaration.can_be_encrypted:
         return values
@@ -152,8 +152,8 @@ def _parts(target: Target, values: list[Any], *, expect: Precondition = ANY) -> 
     one = target.collection
     drops = one.kind == "list" or one.limit_argument.endswith("st")  # keep="highest", "lowest"
     stored = _with_each(one.kind, values, target.values.seal) if one.is_encrypted else values
-    for call, (_, _, plain) in zip(_calls(one.kind, stored), _calls(one.kind, values), strict=True):
-        operation, event, arguments = call
+    for stored_call, (_, _, plain) in zip(_calls(one.kind, stored), _calls(one.kind, values), strict=True):
+        operation, event, arguments = stored_call
         yield target.part(operation, event, arguments, expect, None if drops else "0", plain)
         expect = ANY
 

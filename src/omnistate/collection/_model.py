@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from omnistate.collection._values import Keys, Values
 from omnistate.errors import InvalidDeclaration
@@ -20,20 +20,23 @@ if TYPE_CHECKING:  # the bases below name the handles in strings, which the lint
         UniqueCounterHandle,
         WorkQueueHandle,
     )
+    from omnistate.sync import _collection as sync  # noqa: F401
 
+H = TypeVar("H")
 H_co = TypeVar("H_co", covariant=True)
+S_co = TypeVar("S_co", covariant=True)
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 MOST_ENTRIES = 1_000_000
-_declared: weakref.WeakSet[Collection[Any]] = weakref.WeakSet()
+_declared: weakref.WeakSet[Collection[Any, Any]] = weakref.WeakSet()
 
 
 _NOT_SEALED = "a {} cannot be encrypted, since the server compares or adds what is in it"
 
 
-class Collection(Beside, Generic[H_co]):
-    """The base of collections. `H_co` is the handle that `customer.collection(...)` gives for it.
+class Collection(Beside, Generic[H_co, S_co]):
+    """The base of collections. `H_co` is the handle that `customer.collection(...)` gives for it, `S_co` in `omnistate.sync`.
 
     As a field of a state class it is called by the class and the field, and lives as long as the class says:
     `class Profile(State, ttl=...): viewed = List(str, limit=50)`, `ana.collection(Profile.viewed)`. On its own it needs a
@@ -144,7 +147,7 @@ class Collection(Beside, Generic[H_co]):
         return f"<{type(self).__name__} {self._name or getattr(self, '_attribute', 'without a name')}>"
 
 
-class OfValues(Collection[H_co], Generic[H_co, T]):
+class OfValues(Collection[H_co, S_co], Generic[H_co, S_co, T]):
     """Collections whose values are of one type."""
 
     has_members: ClassVar[bool] = False  # values that are equal in Python are one
@@ -161,7 +164,7 @@ class OfValues(Collection[H_co], Generic[H_co, T]):
         return self._values
 
 
-class List(OfValues["ListHandle[T]", T], Generic[T]):
+class List(OfValues["ListHandle[T]", "sync.ListHandle[T]", T], Generic[T]):
     """An ordered list with a bounded length: what is pushed over its limit makes the other end drop as much.
 
     `List(str, limit=50)` keeps the 50 newest. The default limit is 10,000.
@@ -171,14 +174,14 @@ class List(OfValues["ListHandle[T]", T], Generic[T]):
     can_be_encrypted = True
 
 
-class Set(OfValues["SetHandle[T]", T], Generic[T]):
+class Set(OfValues["SetHandle[T]", "sync.SetHandle[T]", T], Generic[T]):
     """A set of different values. Adding to a full one raises `CollectionFull`; the default limit is 10,000."""
 
     kind = "set"
     has_members = True
 
 
-class Map(Collection["MapHandle[K, V]"], Generic[K, V]):
+class Map(Collection["MapHandle[K, V]", "sync.MapHandle[K, V]"], Generic[K, V]):
     """Keys and values, each entry with a deadline of its own if you give it one. `Map(str, int, limit=100)`.
 
     Adding to a full one raises `CollectionFull`; the default limit is 10,000.
@@ -207,7 +210,7 @@ class Map(Collection["MapHandle[K, V]"], Generic[K, V]):
         return self._values
 
 
-class SortedSet(OfValues["SortedSetHandle[T]", T], Generic[T]):
+class SortedSet(OfValues["SortedSetHandle[T]", "sync.SortedSetHandle[T]", T], Generic[T]):
     """Different members, each with a score (a float): leaderboards, ranges and ranks.
 
     `keep="highest"` or `"lowest"` says who stays when there are more than `limit`; without it a full one raises
@@ -228,7 +231,7 @@ class SortedSet(OfValues["SortedSetHandle[T]", T], Generic[T]):
         return f"{self.limit} {self.keep or ''}"
 
 
-class Counter(Collection["CounterHandle"]):
+class Counter(Collection["CounterHandle", "sync.CounterHandle"]):
     """One integer within 2^53. A change that would leave `least` or `most` is refused with `OutOfBounds`."""
 
     kind = "counter"
@@ -243,14 +246,14 @@ class Counter(Collection["CounterHandle"]):
         self.least, self.most = least, most
 
 
-class UniqueCounter(OfValues["UniqueCounterHandle[T]", T], Generic[T]):
+class UniqueCounter(OfValues["UniqueCounterHandle[T]", "sync.UniqueCounterHandle[T]", T], Generic[T]):
     """How many different values were added, with a standard error of 0.81 %, in 12 KiB (a HyperLogLog)."""
 
     kind = "unique"
     key_parts = ("other",)
 
 
-class WorkQueue(OfValues["WorkQueueHandle[T]", T], Generic[T]):
+class WorkQueue(OfValues["WorkQueueHandle[T]", "sync.WorkQueueHandle[T]", T], Generic[T]):
     """Work for several workers: each item is leased to one of them, in order, until it is done or the lease ends.
 
     A worker that dies loses its lease, and the item goes to the next one: at least once. The default limit is 10,000.
@@ -261,18 +264,22 @@ class WorkQueue(OfValues["WorkQueueHandle[T]", T], Generic[T]):
     key_parts = ("ready", "leased")
 
 
-def collections_of(kind: type[State]) -> list[Collection[Any]]:
+Declares: TypeAlias = Collection[H, Any]
+"""A collection by the handle that it gives here."""
+
+
+def collections_of(kind: type[State]) -> list[Collection[Any, Any]]:
     """The collections that are fields of a state class."""
     found = (getattr(kind, name, None) for name in dir(kind) if not name.startswith("__"))
     return [one for one in found if isinstance(one, Collection)]
 
 
-def imported_collections() -> dict[str, Collection[Any]]:
+def imported_collections() -> dict[str, Collection[Any, Any]]:
     """The collections of this process by name, those without one left out.
 
     Raises `InvalidDeclaration` when two of one name differ: which of them is meant, nobody can know.
     """
-    found: dict[str, Collection[Any]] = {}
+    found: dict[str, Collection[Any, Any]] = {}
     for one in list(_declared):
         if not one.has_name:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TypeVar
 
-from omnistate.collection import Collection, Place, open_collection
+from omnistate.collection import Declares, Place, open_collection
 from omnistate.conversation import _commands as commands
 from omnistate.conversation._commands import ConversationKeys
 from omnistate.conversation._flows import claim_from_queue, hand_off_to_queue
@@ -94,7 +94,7 @@ class Conversation:
         """A state of this conversation, such as the slots that a bot has filled."""
         return StateHandle(self._services, kind, self._keys.log, self._origin, self._owner)
 
-    def collection(self, declaration: Collection[H]) -> H:
+    def collection(self, declaration: Declares[H]) -> H:
         """A collection of this conversation."""
         return open_collection(declaration, Place(self._services, self._keys.log, self._origin, self._owner))
 

@@ -1,10 +1,13 @@
 """Customers and their identities."""
 
-from omnistate.customer._api import Customer, Event, Updated, identify
+from omnistate.customer._api import Customer, identify
 from omnistate.customer._commands import Identity, Stored, documents
 from omnistate.customer._flows import imported_classes
-from omnistate.customer._query import Found, Page, Query
-from omnistate.customer._transaction import DocumentChanges, Outcome, Transaction
+from omnistate.customer._model import Event, Updated
+from omnistate.customer._outcome import Outcome
+from omnistate.customer._query import Query
+from omnistate.customer._search import Found, Page
+from omnistate.customer._transaction import DocumentChanges, Transaction
 
 __all__ = [
     "Customer",

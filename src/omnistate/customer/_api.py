@@ -6,11 +6,11 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
-from omnistate.collection import Collection, Place, imported_collections, merge_collection, open_collection
+from omnistate.collection import Declares, Place, imported_collections, merge_collection, open_collection
 from omnistate.conversation import Conversation, start_conversation
 from omnistate.customer._commands import Identity, read
 from omnistate.customer._flows import (
@@ -21,6 +21,7 @@ from omnistate.customer._flows import (
     prepare_merge,
     read_documents,
 )
+from omnistate.customer._model import Event, Updated
 from omnistate.customer._transaction import Transaction, update_several
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.session import Session, start_session
@@ -37,7 +38,6 @@ from omnistate.state import (
 )
 from omnistate.store import (
     LONGEST_LOG,
-    Durability,
     Entry,
     Flow,
     Inbox,
@@ -57,30 +57,6 @@ R = TypeVar("R")
 A = TypeVar("A", bound=State)
 B = TypeVar("B", bound=State)
 C = TypeVar("C", bound=State)
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One entry of a customer's log."""
-
-    position: Position
-    type: str
-    data: dict[str, Any]
-
-
-class Updated(Generic[R]):
-    """What `customer.update` returns: what the function returned, and the log's position after it.
-
-    `position` is None where nothing was changed. `repeated`: this operation id had been applied before; nothing was
-    written now and `result` is None. `durability`: what the write survives.
-    """
-
-    __slots__ = ("durability", "position", "repeated", "result")
-
-    def __init__(self, result: R, position: Position | None, repeated: bool, durability: Durability) -> None:
-        self.result, self.position, self.repeated, self.durability = result, position, repeated, durability
-
-    def __repr__(self) -> str:  # a customer's content does not belong in logs
-        return f"<Updated position={self.position} repeated={self.repeated}>"
 
 
 class Customer:
@@ -104,7 +80,7 @@ class Customer:
         """The customer's document of this class."""
         return StateHandle(self._services, kind, self._log, self._origin)
 
-    def collection(self, declaration: Collection[H]) -> H:
+    def collection(self, declaration: Declares[H]) -> H:
         """The customer's collection of this declaration."""
         return open_collection(declaration, self._place())
 
@@ -248,9 +224,9 @@ class Customer:
                 )
         for entry, stored in found.items():
             if entry in collections:
-                await merge_collection(
-                    collections[entry], self._place(), stored.values, origin=other._place(), names=(whose, entry)
-                )
+                origin, names = other._place(), (whose, entry)
+                moving = merge_collection(collections[entry], self._place(), stored.values, origin=origin, names=names)
+                await run(moving, execute)
             else:
                 theirs = other.state(classes[entry]).value_of(stored.header, stored.values)
                 await self._merge_document(classes[entry], whose, theirs)
@@ -281,6 +257,3 @@ class Customer:
 def identify(keyspace: Keyspace, channel: str, address: str) -> Flow[str]:
     """The customer whom this identity names, made when it is new."""
     return find_or_create(keyspace, Identity(channel, address), f"cus_{secrets.token_hex(12)}")
-
-
-__all__ = ["Customer", "Event", "Identity", "identify"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from inspect import iscoroutine
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast, overload
 
@@ -16,6 +16,7 @@ from omnistate.collection import (
     Collection,
     CollectionHandle,
     Counter,
+    Declares,
     List,
     Map,
     Place,
@@ -24,6 +25,7 @@ from omnistate.collection import (
     UniqueCounter,
     open_collection,
 )
+from omnistate.customer._outcome import Outcome
 from omnistate.errors import Conflict, InvalidInput, OperationIdReused, SessionExpired
 from omnistate.session import Session, session_part
 from omnistate.state import (
@@ -54,7 +56,18 @@ from omnistate.state import (
     write_part,
     write_refusal,
 )
-from omnistate.store import Command, Position, check_operation_id, digest_of, new_operation_id
+from omnistate.store import (
+    Command,
+    Flow,
+    Position,
+    call,
+    check_operation_id,
+    digest_of,
+    new_operation_id,
+    pause,
+    run,
+    together,
+)
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -63,7 +76,6 @@ H = TypeVar("H")
 MAX_PARTS = 100
 MAX_RACES = 100  # tries of `customer.update`
 MAX_TURNS = 1000  # times that a transaction waits for other writers' turns
-_NOT_YET = object()
 
 
 _Settled = tuple[Part, Callable[[bytes], None], Callable[[list[Any]], Exception]]
@@ -79,32 +91,6 @@ class _ReadAgain(Conflict):
     def __init__(self, message: str, changes: DocumentChanges[Any]) -> None:
         super().__init__(message)
         self.changes = changes
-
-
-class Outcome(Generic[T]):
-    """What a change inside a transaction gives: await it, or ask for its `value`, once the transaction is over."""
-
-    __slots__ = ("_judge", "_value")
-
-    def __init__(self, judge: Callable[[bytes], T]) -> None:
-        self._judge = judge
-        self._value: Any = _NOT_YET
-
-    @property
-    def value(self) -> T:
-        if self._value is _NOT_YET:
-            raise InvalidInput(
-                "the transaction is not over: its results are there after the `async with` block, unless it repeated one "
-                "(tx.repeated) that did something else"
-            )
-        return cast("T", self._value)
-
-    def __await__(self) -> Generator[Any, None, T]:
-        yield from ()
-        return self.value
-
-    def _settle(self, result: bytes) -> None:
-        self._value = self._judge(result)
 
 
 class DocumentChanges(Generic[AnyState]):
@@ -258,7 +244,7 @@ class DocumentChanges(Generic[AnyState]):
         names = [name for name, _ in in_order(list(self._steps.items()))]
         sums = self._sums or dict(zip(names, sums_of(result), strict=False))
         for name, outcome in self._outcomes:
-            outcome._settle(b"%d" % sums[name] if name in sums else self._sets.get(name, b"0"))
+            outcome.settle(b"%d" % sums[name] if name in sums else self._sets.get(name, b"0"))
 
     def _refusal(self, reply: list[Any]) -> Exception:
         if reply[0] == b"conflict":
@@ -313,13 +299,17 @@ class Transaction:
 
     async def read(self, kind: type[AnyState] | StateHandle[AnyState]) -> Snapshot[AnyState]:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
+        return await run(self.reading(kind), self._place.services.link.execute)
+
+    def reading(self, kind: type[AnyState] | StateHandle[AnyState]) -> Flow[Snapshot[AnyState]]:
+        """For `customer.update`: `read`, to be done together with others."""
         changes, handle = self._of(kind)
         if changes._read is None:
             is_first = self._notes_first(handle.target.entry)
-            changes._read, changes._known = await handle.known()
+            changes._read, changes._known = yield from handle.knowing()
             changes.expect(changes._read)
             if is_first:
-                await self._look_up()
+                yield from self._look_up()
         return changes._read
 
     @overload
@@ -333,7 +323,7 @@ class Transaction:
     @overload
     async def get_all(self, declaration: Counter | UniqueCounter[Any]) -> int: ...
 
-    async def get_all(self, declaration: Collection[Any]) -> Any:
+    async def get_all(self, declaration: Collection[Any, Any]) -> Any:
         """All that is in a collection, which must still be so when the transaction is applied. A round trip of its size.
 
         Of a `Counter` its value, of a `UniqueCounter` its count. A `WorkQueue` is refused with `InvalidInput`.
@@ -345,14 +335,14 @@ class Transaction:
         value, version = await handle.snapshot()
         self._expected[handle.entry] = (version or ABSENT, handle.expect_part(version or ABSENT), declaration.name)
         if is_first:
-            await self._look_up()
+            await run(self._look_up(), self._place.services.link.execute)
         return value
 
     def state(self, kind: type[AnyState] | StateHandle[AnyState]) -> DocumentChanges[AnyState]:
         """The customer's document of this class, or one of this customer's by its handle, to be changed."""
         return self._of(kind)[0]
 
-    def collection(self, declaration: Collection[H]) -> H:
+    def collection(self, declaration: Declares[H]) -> H:
         """The customer's collection, whose changes belong to the transaction and give an `Outcome`. One change of each.
 
         Its readings are answered at once and are no precondition; `get_all` is one.
@@ -426,7 +416,7 @@ class Transaction:
         ]
         for part, outcome, refusal in self._others:
             expected_now = self._expected.get(str(part.arguments[0]))
-            found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome._settle, refusal))
+            found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome.settle, refusal))
         changed = {str(part.arguments[0]) for part, _, _ in self._others}
         for entry, (_, part, name) in self._expected.items():
             if entry in changed:
@@ -441,13 +431,11 @@ class Transaction:
         self._first_read = entry
         return self._operation_id is not None and self._digest is None
 
-    async def _look_up(self) -> None:
+    def _look_up(self) -> Flow[None]:
         """Whether the block was applied before. After reading: what was read before it was applied is no precondition then."""
         assert self._operation_id is not None
         intention = self._intention()
-        self._earlier = await self._place.services.link.execute(
-            read_outcome(self._place.log.meta, self._operation_id, intention)
-        )
+        self._earlier = yield from call(read_outcome(self._place.log.meta, self._operation_id, intention))
         self.repeated = self._earlier is not None
 
     def _intention(self) -> str:
@@ -477,7 +465,7 @@ class Transaction:
                 return
             except _ReadAgain as refused:
                 conflict = Conflict(str(refused))
-                await asyncio.sleep(random.random() * 0.002)  # it may be another writer's turn
+                await pause(random.random() * 0.002)  # it may be another writer's turn
                 await refused.changes._load_again()
         raise conflict
 
@@ -500,7 +488,9 @@ class Transaction:
         except OperationIdReused:
             if self._first_read is None or self._digest is not None:
                 raise
-            await self._look_up()  # the same block, which found things otherwise, was applied since this one read
+            await run(
+                self._look_up(), self._place.services.link.execute
+            )  # the same block, which found things otherwise, was applied since this one read
             if self._earlier is None:
                 raise
             self._settle_earlier(self._earlier)
@@ -527,7 +517,7 @@ class Transaction:
             try:
                 return await self._place.services.link.execute(command)
             except _OthersTurn:
-                await asyncio.sleep(random.random() * 0.002)
+                await pause(random.random() * 0.002)
         return await self._place.services.link.execute(command)
 
 
@@ -555,22 +545,22 @@ async def update_several(
     digest = digest_of((getattr(function, "__qualname__", ""), *(schema_of(kind).name for kind in kinds)))
     for race in range(MAX_RACES):
         transaction = Transaction(place, operation_id, digest)
-        values = await asyncio.gather(*(transaction.get(kind) for kind in kinds))
+        read = await together(map(transaction.reading, kinds), place.services.link)
         try:
-            result = function(*values)
+            result = function(*(one.value for one in read))
         except Exception:
             if operation_id is not None and (await _was_done(place, operation_id, digest)):
                 transaction.repeated = True
                 return cast("T", None), transaction
             raise
-        if asyncio.iscoroutine(result):
+        if iscoroutine(result):
             result.close()
             raise InvalidInput("the function given to update must not be async: it may run several times")
         try:
             async with transaction:
                 pass
         except Conflict:
-            await asyncio.sleep(random.random() * min(0.05, 0.001 * 2**race))
+            await pause(random.random() * min(0.05, 0.001 * 2**race))
             continue
         return result, transaction
     names = ", ".join(kind.__name__ for kind in kinds)

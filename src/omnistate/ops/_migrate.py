@@ -9,7 +9,8 @@ from typing import Any
 
 from omnistate.collection import Collection, Place, reseal_collection
 from omnistate.errors import OmnistateError, StoreError
-from omnistate.ops._bulk import Bulk, Journal, Progress, Report, count, each, entries_of, silent
+from omnistate.ops._bulk import Bulk
+from omnistate.ops._job import Journal, Progress, Report, count, each, silent
 from omnistate.state import Origin, StateHandle, schema_of
 from omnistate.store import PARTITIONS, LogKeys
 
@@ -20,7 +21,7 @@ _Owner = tuple[str, str] | None
 async def migrate_all(
     bulk: Bulk,
     kinds: Mapping[str, type[Any]],
-    collections: Mapping[str, Collection[Any]] | None = None,
+    collections: Mapping[str, Collection[Any, Any]] | None = None,
     *,
     dry_run: bool = False,
     force: bool = False,
@@ -54,7 +55,7 @@ class _Migration:
         self,
         bulk: Bulk,
         kinds: Mapping[str, type[Any]],
-        collections: Mapping[str, Collection[Any]],
+        collections: Mapping[str, Collection[Any, Any]],
         report: Report,
         *,
         dry_run: bool,
@@ -65,7 +66,7 @@ class _Migration:
 
     async def customer(self, customer_id: str) -> None:
         log = self._bulk.keyspace.customer(customer_id)
-        for name, owner, header in await entries_of(self._bulk, log):
+        for name, owner, header in await self._bulk.entries(log):
             if name in self._kinds:
                 await self._document(log, owner, name, header)
             elif name in self._collections:

@@ -27,8 +27,9 @@ from omnistate.collection import (
 )
 from omnistate.customer import Customer, Identity, Stored, documents
 from omnistate.errors import Conflict, InvalidInput, InvalidValue, OmnistateError, SchemaMismatch
-from omnistate.ops._bulk import AT_ONCE, Bulk, Journal, Progress, Report, chunks, count, entries_of, silent
+from omnistate.ops._bulk import AT_ONCE, Bulk, chunks
 from omnistate.ops._commands import count_customers
+from omnistate.ops._job import Journal, Progress, Report, count, silent
 from omnistate.state import Origin, schema_of
 from omnistate.store import PARTITIONS
 
@@ -64,7 +65,7 @@ async def export_all(
     bulk: Bulk,
     file: BinaryIO,
     kinds: Mapping[str, type[Any]],
-    collections: Mapping[str, Collection[Any]],
+    collections: Mapping[str, Collection[Any, Any]],
     *,
     journal: Path | None = None,
     progress: Progress = silent,
@@ -98,11 +99,11 @@ async def _export(
     bulk: Bulk,
     customer_id: str,
     kinds: Mapping[str, type[Any]],
-    collections: Mapping[str, Collection[Any]],
+    collections: Mapping[str, Collection[Any, Any]],
     report: Report,
 ) -> bytes:
     log, customer = bulk.keyspace.customer(customer_id), bulk.customer(customer_id)
-    entries, identities = await asyncio.gather(entries_of(bulk, log), customer.identities())
+    entries, identities = await asyncio.gather(bulk.entries(log), customer.identities())
     own = {name: header.split(b" ")[5].decode() for name, owner, header in entries if owner is None}
     for name in [one for one in own if one not in kinds and one not in collections]:
         report.fail(customer_id, name, InvalidInput(f"no class or collection is called {name} here: import it"))
@@ -127,7 +128,7 @@ async def _export(
     return _encode(line) + b"\n" if line.identities or line.states or line.collections else b""
 
 
-def _contents(declaration: Collection[Any], place: Place, kind: str, found: Stored) -> _Contents:
+def _contents(declaration: Collection[Any, Any], place: Place, kind: str, found: Stored) -> _Contents:
     if declaration.kind != kind:
         raise SchemaMismatch(f"it is stored as a {kind}, not a {declaration.kind}: import its declaration")
     values = open_values(declaration, place, found.values)
@@ -151,7 +152,7 @@ def _deadlines(found: Stored) -> dict[str, int]:
     return {name[1:].decode(): int(deadline) for name, deadline in pairs if name.startswith(b"!")}
 
 
-def _stored(declaration: Collection[Any], contents: _Contents) -> list[bytes]:
+def _stored(declaration: Collection[Any, Any], contents: _Contents) -> list[bytes]:
     """What was spelled, as it is stored. Raises `InvalidValue` for what does not fit the declaration."""
     try:
         return list(_decoded(declaration, contents))
@@ -159,7 +160,7 @@ def _stored(declaration: Collection[Any], contents: _Contents) -> list[bytes]:
         raise InvalidValue(f"{declaration.name}: {error}") from error
 
 
-def _decoded(declaration: Collection[Any], contents: _Contents) -> Iterator[bytes]:
+def _decoded(declaration: Collection[Any, Any], contents: _Contents) -> Iterator[bytes]:
     decode, raw, said = msgspec.json.decode, msgspec.Raw, contents.values
     match declaration:
         case Map():
@@ -211,7 +212,7 @@ async def import_all(
     bulk: Bulk,
     file: BinaryIO,
     kinds: Mapping[str, type[Any]],
-    collections: Mapping[str, Collection[Any]],
+    collections: Mapping[str, Collection[Any, Any]],
     *,
     overwrite: bool = False,
     journal: Path | None = None,
@@ -257,7 +258,7 @@ class _Import:
         self,
         bulk: Bulk,
         kinds: Mapping[str, type[Any]],
-        collections: Mapping[str, Collection[Any]],
+        collections: Mapping[str, Collection[Any, Any]],
         report: Report,
         run: str,
         now: int,

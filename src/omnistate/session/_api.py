@@ -7,7 +7,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from omnistate.collection import Collection, Place, open_collection
+from omnistate.collection import Declares, Place, open_collection
 from omnistate.errors import InvalidDeclaration, InvalidInput
 from omnistate.session._commands import end, start, touch
 from omnistate.state import AnyState, Origin, Services, StateHandle, schema_of
@@ -47,7 +47,7 @@ class Session:
         _check_life(schema.name, schema.ttl_ms, schema.lifetime_ms)
         return StateHandle(self._services, kind, self._log, _NO_ORIGIN, ("session", self.id))
 
-    def collection(self, declaration: Collection[H]) -> H:
+    def collection(self, declaration: Declares[H]) -> H:
         """A collection of this session. It needs a `ttl` or a `lifetime`: a session's end does not remove it."""
         _check_life(declaration.name, declaration.ttl_ms, declaration.lifetime_ms)
         return open_collection(declaration, Place(self._services, self._log, _NO_ORIGIN, ("session", self.id)))

@@ -1,12 +1,14 @@
 """Documents: typed, versioned, patched field by field."""
 
-from omnistate.state._api import Origin, Services, StateHandle, milliseconds_of, precondition_of
+from omnistate.state._api import Services, StateHandle
+from omnistate.state._arguments import Origin, milliseconds_of, precondition_of
 from omnistate.state._commands import (
     COLLECTION_KINDS,
     MAX_BYTES,
     Changed,
     Part,
     Patch,
+    Read,
     Remembered,
     Target,
     change,
@@ -40,29 +42,32 @@ from omnistate.state._model import (
     readers_of,
     schema_of,
 )
-from omnistate.state._near import NearCache
+from omnistate.state._near import Kept, NearCache
 from omnistate.state._options import History, Options, check_life, check_name
 from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
 from omnistate.state._stats import NearCacheStats, Stats, UpdateStats
 from omnistate.state._stored import NO_KEYS
-from omnistate.state._update import Known
+from omnistate.state._update import MAX_BATCH, Call, Known, Seen, apply
 
 __all__ = [
     "ABSENT",
     "ANY",
     "COLLECTION_KINDS",
+    "MAX_BATCH",
     "MAX_BYTES",
     "NO_KEYS",
     "UPDATED",
     "AnyState",
     "Beside",
+    "Call",
     "Change",
     "Changed",
     "FieldChange",
     "Flat",
     "History",
+    "Kept",
     "KeyEncryptionKey",
     "Keyring",
     "Known",
@@ -73,9 +78,11 @@ __all__ = [
     "Part",
     "Patch",
     "Precondition",
+    "Read",
     "Remembered",
     "Revision",
     "Schema",
+    "Seen",
     "Services",
     "Snapshot",
     "State",
@@ -86,6 +93,7 @@ __all__ = [
     "Undone",
     "UpdateStats",
     "Written",
+    "apply",
     "change",
     "check_depth",
     "check_life",

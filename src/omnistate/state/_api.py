@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput, PositionLost
+from omnistate.state._arguments import Origin, digest_under, json_of, milliseconds_of, precondition_of, target_of
 from omnistate.state._commands import (
     Done,
     Held,
@@ -20,7 +20,6 @@ from omnistate.state._commands import (
     Refused,
     Reply,
     Stored,
-    Target,
     Wait,
     delete,
     held_of,
@@ -30,10 +29,10 @@ from omnistate.state._commands import (
 from omnistate.state._events import GONE, Followed, decode_event
 from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, check_moment, read_history
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
-from omnistate.state._near import NearCache, read_document
+from omnistate.state._near import NearCache, look_up
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.state._update import MAX_RACES, Call, Combiner, Known, Seen
+from omnistate.state._update import MAX_RACES, Call, Combiner, Known, apply
 from omnistate.store import (
     ACCEPTED,
     LONGEST_LOG,
@@ -42,24 +41,23 @@ from omnistate.store import (
     Entry,
     Executor,
     Feed,
+    Flow,
     Inbox,
     LogKeys,
-    OwnOperationId,
     Page,
     Position,
-    check_duration,
     check_operation_id,
     check_position,
-    digest_of,
     encode_id,
     new_operation_id,
+    pause,
     read_log,
+    run,
 )
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _MOST_TURNS = 1000
-_json = msgspec.json.Encoder().encode
 
 
 class Services:
@@ -76,45 +74,7 @@ class Services:
         near: NearCache | None = None,
     ) -> None:
         self.link, self.feed, self.keyring, self.durability, self.near = link, feed, keyring, durability, near
-        self.combiner = Combiner(link, durability, Seen(near.written if near is not None else None))
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Who acts, and on which channel: written into every event."""
-
-    channel: str | None = None
-    actor: str | None = None
-
-    def members(self) -> bytes:
-        """The origin as members of an event."""
-        members = b""
-        if self.channel is not None:
-            members += b',"channel":' + _json(self.channel)
-        if self.actor is not None:
-            members += b',"actor":' + _json(self.actor)
-        return members
-
-
-def target_of(
-    log: LogKeys,
-    schema: Schema[Any],
-    origin: Origin,
-    owner: tuple[str, str] | None = None,
-    keyring: Keyring | None = None,
-) -> Target:
-    """The document of this class. `owner` is (what, id) when it is not the customer's own."""
-    name = schema.name
-    entry = name if owner is None else f"{name}:{owner[0]}:{encode_id(owner[1])}"
-    document = log.key("doc", entry)
-    head = b'{"type":"state.changed","state":"' + name.encode() + b'"'
-    if owner is not None:
-        head += b',"owner":' + _json(f"{owner[0]}:{encode_id(owner[1])}")
-    own = [document] if schema.history is None else [document, log.key("doc", entry, ".history")]
-    own += [log.index(f"{name}.{index}") for index in schema.indexes.names]
-    who = b"{" + origin.members().lstrip(b",") + b"}"
-    return Target(
-        log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, tuple(own)
-    )
+        self.combiner = Combiner(link, durability, near.written if near is not None else None)
 
 
 class StateHandle(Generic[AnyState]):
@@ -167,7 +127,7 @@ class StateHandle(Generic[AnyState]):
         if self._near is not None:
             found = await self._near.read(self.target)
         else:
-            found = await read_document(self._services.link, self.target)
+            found = await run(look_up(self.target), self._services.link.execute)
         held = found.held
         if not partial:
             return Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, found.position)
@@ -176,12 +136,21 @@ class StateHandle(Generic[AnyState]):
         snapshot.unreadable = {**held.damaged, **unreadable}
         return snapshot
 
-    async def known(self) -> tuple[Snapshot[AnyState], Known | None]:
+    def reading(self) -> Flow[Snapshot[AnyState]]:
+        """For the slices on top: `read`, to be done together with others."""
+        held, position = yield from self._reading()
+        return Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, position)
+
+    def knowing(self) -> Flow[tuple[Snapshot[AnyState], Known | None]]:
         """For the slices on top: what `read` gives, and the document to write as a whole, where it has to be."""
-        held, position = await self._read()
+        held, position = yield from self._reading()
         snapshot = Snapshot(self.schema, Followed(self.target, held).encoded(), held.version, position)
         is_other = self.schema.rewrites or (held.version is not None and held.class_version != self.schema.writes)
         return snapshot, Known.read(self.schema, held) if is_other else None
+
+    async def known(self) -> tuple[Snapshot[AnyState], Known | None]:
+        """For the slices on top: `knowing`, alone."""
+        return await run(self.knowing(), self._services.link.execute)
 
     def value_of(self, header: bytes, fields: list[bytes]) -> AnyState:
         """For the slices on top: the value that was read by other means. Raises `SchemaMismatch`."""
@@ -211,8 +180,14 @@ class StateHandle(Generic[AnyState]):
         raised here and nothing is stored. What it returns is the `result`. Raises `Conflict` after 100 lost races,
         `InvalidValue`, `ValueTooLarge`. Usually one round trip: it starts from the document as this process saw it last.
         """
-        call = Call(lambda value: function(value, *args, **kwargs), new_operation_id())
-        return cast("Written[AnyState, R]", await self._services.combiner.update(self.schema, self.target, call))
+        one = Call(lambda value: function(value, *args, **kwargs), new_operation_id())
+        return cast("Written[AnyState, R]", await self._services.combiner.update(self.schema, self.target, one))
+
+    def updating(self, function: Callable[[AnyState], R]) -> Flow[Written[AnyState, R]]:
+        """For the slices on top: `update`, to be done together with those of other documents."""
+        one, combiner = Call(function, new_operation_id()), self._services.combiner
+        yield from apply(self.schema, self.target, combiner.seen, [one])
+        return cast("Written[AnyState, R]", one.written(self.schema, self._services.durability))
 
     async def update_once(
         self,
@@ -229,10 +204,10 @@ class StateHandle(Generic[AnyState]):
         `update` raises. Round trips as `update`; it does not share a write with others.
         """
         check_operation_id(operation_id)
-        said = _json_of((getattr(function, "__qualname__", ""), args, kwargs))
-        digest = _digest(operation_id, b"update", self.target.document, said)
-        call = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
-        return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, call))
+        said = json_of((getattr(function, "__qualname__", ""), args, kwargs))
+        digest = digest_under(operation_id, b"update", self.target.document, said)
+        one = Call(lambda value: function(value, *args, **kwargs), operation_id, digest)
+        return cast("Written[AnyState, R | None]", await self._services.combiner.update(self.schema, self.target, one))
 
     async def load(
         self,
@@ -272,7 +247,7 @@ class StateHandle(Generic[AnyState]):
         encoded = self.schema.encode(value)
         self.schema.validate(encoded)
         flat = self.schema.split(encoded)
-        digest = _digest(operation_id, b"set", self.target.document, encoded)
+        digest = digest_under(operation_id, b"set", self.target.document, encoded)
         patch = Patch(flat, replace=True, indexes=self.schema.indexes.of(value))
         return await self._write(patch, expect, operation_id, digest=digest)
 
@@ -333,7 +308,9 @@ class StateHandle(Generic[AnyState]):
         name = self.schema.counter(field, key)
         self.schema.check_step(field, by)
         digest = (
-            "" if operation_id is None else _digest(operation_id, b"increment", self.target.document, name, b"%d" % by)
+            ""
+            if operation_id is None
+            else digest_under(operation_id, b"increment", self.target.document, name, b"%d" % by)
         )
         return (await self._store(Patch({}, steps=[(name, by)]), ANY, operation_id, digest)).sum
 
@@ -381,7 +358,7 @@ class StateHandle(Generic[AnyState]):
             if patch is None:
                 return undone
             expect = past.version or ABSENT
-            digest = _digest(operation_id, b"undo", self.target.document, actor.encode(), str(since).encode())
+            digest = digest_under(operation_id, b"undo", self.target.document, actor.encode(), str(since).encode())
             try:
                 stored = await self._store(patch, expect, operation_id, digest)
             except Conflict:
@@ -488,7 +465,10 @@ class StateHandle(Generic[AnyState]):
         return Change(self.schema, held.encoded(), version, position, tuple(entry.event for entry in entries))
 
     async def _read(self) -> tuple[Held, Position]:
-        found = await read_document(self._services.link, self.target)
+        return await run(self._reading(), self._services.link.execute)
+
+    def _reading(self) -> Flow[tuple[Held, Position]]:
+        found = yield from look_up(self.target)
         return found.held, found.position
 
     async def _write(
@@ -540,7 +520,7 @@ class StateHandle(Generic[AnyState]):
             reply = await self._services.link.execute(command)
             if not isinstance(reply, Wait):
                 return reply
-            await asyncio.sleep(random.random() * 0.002)
+            await pause(random.random() * 0.002)
         raise Conflict(f"{self.target.name} is written by too many others: call again, or write to it less often")
 
     def _written(self, reply: Reply) -> Stored:
@@ -558,41 +538,3 @@ class StateHandle(Generic[AnyState]):
         version = reply.held.version
         now = "does not exist" if version is None else f"is at version {version.offset}"
         return Conflict(f"{self.target.name} {now}, not what was expected: read it again and decide", position=version)
-
-
-def milliseconds_of(what: str, duration: timedelta) -> int:
-    check_duration(what, duration, timedelta(milliseconds=1), timedelta(days=3650))
-    return duration // timedelta(milliseconds=1)
-
-
-def precondition_of(expect: Precondition | Snapshot[Any]) -> Precondition:
-    if isinstance(expect, Snapshot):
-        return expect.precondition
-    if not isinstance(expect, Position | Expect):
-        raise InvalidInput(
-            "expect must be ANY, ABSENT, the snapshot that must still be the present one, or its Position"
-        )
-    return expect
-
-
-def _digest(operation_id: str | None, *said: bytes) -> str:
-    """Tells calls under one operation id apart: the verb, the document, and what is written. Empty where no id is given."""
-    if operation_id is None:
-        return ""
-    check_operation_id(operation_id)
-    if isinstance(operation_id, OwnOperationId):
-        said = said[1:2]  # a merge that goes on later may find other values, as entries expire, and a newer class
-    return digest_of(said)
-
-
-def _json_of(said: object) -> bytes:
-    """Equal arguments have equal JSON: sets are in another order in each process, and dicts may be."""
-    try:
-        return msgspec.json.encode(
-            msgspec.to_builtins(said, str_keys=True, order="sorted", enc_hook=lambda other: type(other).__qualname__)
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"these arguments cannot be told apart under an operation id: {error}") from error
-
-
-__all__ = ["Origin", "Services", "StateHandle", "target_of"]

@@ -25,7 +25,7 @@ from omnistate.state._commands import Read, Target, read
 from omnistate.state._events import Followed
 from omnistate.state._model import Snapshot
 from omnistate.state._stats import NearCacheStats
-from omnistate.store import Entry, Executor, Feed, Leave, LogKeys, Position, open_log
+from omnistate.store import Entry, Executor, Feed, Flow, Leave, LogKeys, Position, call, open_log, run
 
 _LOG_TAKES, _DOCUMENT_TAKES, _BYTE_TAKES = (
     4096,
@@ -212,7 +212,7 @@ class NearCache:
         self._readings.setdefault(target.document, []).append(reading)
         began = time.monotonic()
         try:
-            reading.found = found = await read_document(self._link, target)
+            reading.found = found = await run(look_up(target), self._link.execute)
         except BaseException:
             self._end(reading)
             raise
@@ -344,10 +344,10 @@ def _share(values: Sequence[int], share: float) -> float:
     return float(values[int(len(values) * share)]) if values else 0.0
 
 
-async def read_document(link: Executor, target: Target) -> Read:
+def look_up(target: Target) -> Flow[Read]:
     """The document and the log's position of the same moment. One round trip; two where nothing was ever written."""
-    found: Read = await link.execute(read(target))
+    found: Read = yield from call(read(target))
     if found.position.epoch:
         return found
     # Nothing was ever written for this customer: make the log, so that it can be watched from here.
-    return msgspec.structs.replace(found, position=await link.execute(open_log(target.log)))
+    return msgspec.structs.replace(found, position=(yield from call(open_log(target.log))))

@@ -85,6 +85,22 @@ class Call:
             self.error = error
         return not is_sent
 
+    def written(self, schema: Schema[Any], durability: Durability) -> Written[Any, Any]:
+        """What the caller is given. Raises the function's own error."""
+        if self.error is not None:
+            raise self.error
+        position = self.version or _NOWHERE
+        return Written(
+            schema,
+            self.after,
+            self.version,
+            position,
+            self.result,
+            self.operation_id,
+            durability,
+            repeated=self.repeated,
+        )
+
 
 class Known:
     """A document as this process knows it: to run functions on, and to tell what they changed.
@@ -395,8 +411,9 @@ class _Waiter:
 class Combiner:
     """Lets writers of one document in one process share a write. Documents do not wait for each other."""
 
-    def __init__(self, link: Executor, durability: Durability, seen: Seen) -> None:
-        self._execute, self._timeout, self._durability, self.seen = link.execute, link.timeout, durability, seen
+    def __init__(self, link: Executor, durability: Durability, on_write: Callable[[bytes], None] | None = None) -> None:
+        self._execute, self._timeout, self._durability = link.execute, link.timeout, durability
+        self.seen = Seen(on_write)
         self._queues: dict[bytes, deque[_Waiter]] = {}
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -411,18 +428,7 @@ class Combiner:
             await self._wait(queue, _Waiter(schema, target, one))
         else:
             await self._lead(schema, target, one)
-        if one.error is not None:
-            raise one.error
-        return Written(
-            schema,
-            one.after,
-            one.version,
-            one.version or _NOWHERE,
-            one.result,
-            one.operation_id,
-            self._durability,
-            repeated=one.repeated,
-        )
+        return one.written(schema, self._durability)
 
     async def _apply(self, schema: Schema[Any], target: Target, calls: Sequence[Call], since: float) -> None:
         await run(apply(schema, target, self.seen, calls), self._execute, started=since)

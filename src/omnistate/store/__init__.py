@@ -2,11 +2,13 @@
 
 from omnistate.store._binary import find_binary
 from omnistate.store._command import DIGEST_SIZE, Argument, Command, digest_of, new_operation_id
+from omnistate.store._connection import ConnectionLost, pack
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._durability import ACCEPTED, SYNCED, Durability, replicated
 from omnistate.store._embedded import EmbeddedServer
 from omnistate.store._feed import Feed, Leave, Listener
-from omnistate.store._flow import Flow, Pause, call, run
+from omnistate.store._flow import Flow, Pause, call, pause, run, together
+from omnistate.store._greeting import Exchange
 from omnistate.store._hold import LOCK_FILE, check_writable, hold, make_private, private, say_who_holds
 from omnistate.store._inbox import Inbox
 from omnistate.store._keys import (
@@ -20,7 +22,7 @@ from omnistate.store._keys import (
     encode_id,
 )
 from omnistate.store._library import library
-from omnistate.store._link import DurableLink, Executor, Link
+from omnistate.store._link import DurableLink, Executor, Link, meta_of
 from omnistate.store._log import (
     LONGEST_LOG,
     MAX_PAGE,
@@ -32,10 +34,11 @@ from omnistate.store._log import (
     read_log,
     spell_operation,
 )
+from omnistate.store._node import Node
 from omnistate.store._position import Position, check_position
 from omnistate.store._process import Profile, ServerProcess, common_settings
 from omnistate.store._topology import open_link
-from omnistate.store._url import Endpoint, parse_url
+from omnistate.store._url import Address, Endpoint, parse_url
 
 __all__ = [
     "ACCEPTED",
@@ -45,13 +48,16 @@ __all__ = [
     "MAX_PAGE",
     "PARTITIONS",
     "SYNCED",
+    "Address",
     "Argument",
     "Command",
+    "ConnectionLost",
     "Durability",
     "DurableLink",
     "EmbeddedServer",
     "Endpoint",
     "Entry",
+    "Exchange",
     "Executor",
     "Feed",
     "Flow",
@@ -61,6 +67,7 @@ __all__ = [
     "Link",
     "Listener",
     "LogKeys",
+    "Node",
     "OwnOperationId",
     "Page",
     "Pause",
@@ -82,11 +89,14 @@ __all__ = [
     "library",
     "make_private",
     "merged_error",
+    "meta_of",
     "new_operation_id",
     "open_link",
     "open_log",
     "opening",
+    "pack",
     "parse_url",
+    "pause",
     "private",
     "read_log",
     "replicated",
@@ -94,4 +104,5 @@ __all__ = [
     "running_url",
     "say_who_holds",
     "spell_operation",
+    "together",
 ]

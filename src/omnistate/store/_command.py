@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
@@ -10,13 +11,23 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Argument = bytes | str | int
-_PREFIX = secrets.token_urlsafe(9)
 _COUNTER = count()
+_prefix = secrets.token_urlsafe(9)
 
 
 def new_operation_id() -> str:
     """An operation id that no other process uses: 72 random bits of this process and a counter."""
-    return f"{_PREFIX}.{next(_COUNTER):x}"
+    return f"{_prefix}.{next(_COUNTER):x}"
+
+
+def _renew() -> None:
+    """A forked process must not count on where its parent does: the same id twice would be taken for one write."""
+    global _prefix  # noqa: PLW0603 - of this process
+    _prefix = secrets.token_urlsafe(9)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 DIGEST_SIZE = 16  # characters

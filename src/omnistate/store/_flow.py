@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
 from omnistate.errors import OmnistateError
 from omnistate.store._command import Command
+from omnistate.store._link import Executor
 
 T = TypeVar("T")
 
@@ -47,3 +48,13 @@ async def run(flow: Flow[T], execute: Callable[..., Awaitable[Any]], *, started:
         return cast("T", done.value)
     finally:
         flow.close()
+
+
+async def together(flows: Iterable[Flow[T]], link: Executor) -> list[T]:
+    """Drives several flows at once: their commands travel together. Raises the first error."""
+    return list(await asyncio.gather(*(run(flow, link.execute) for flow in flows)))
+
+
+async def pause(seconds: float) -> None:
+    """Waits."""
+    await asyncio.sleep(seconds)

@@ -34,10 +34,13 @@ class Inbox:
     def on_doubt(self) -> None:
         """What is late comes, in order."""
 
-    async def take(self, link: Executor, log: LogKeys, position: Position) -> list[Entry]:
-        """The entries after `position`, at least one, without a gap. Raises `PositionLost`."""
+    async def take(self, link: Executor, log: LogKeys, position: Position, within: float | None = None) -> list[Entry]:
+        """The entries after `position`, at least one, without a gap. Raises `PositionLost`, `TimeoutError`."""
+        loop = asyncio.get_running_loop()
+        deadline = None if within is None else loop.time() + within
         while True:
-            await self._arrived.wait()
+            async with asyncio.timeout_at(deadline):
+                await self._arrived.wait()
             self._arrived.clear()
             entries, self._entries = [entry for entry in self._entries if entry.offset > position.offset], []
             if self._overflown or (entries and entries[0].offset != position.offset + 1):

@@ -22,7 +22,7 @@ from omnistate.errors import (
     StoreError,
     StoreUnavailable,
 )
-from omnistate.store._command import Command
+from omnistate.store._command import Argument, Command
 from omnistate.store._connection import MAX_IN_FLIGHT, Connection, ConnectionLost, pack
 from omnistate.store._durability import Durability, Lane
 from omnistate.store._library import Library
@@ -119,23 +119,24 @@ class Link:
         `started`: when the call began of which this is a later step, by the loop's clock.
         """
         if level is not None:
-            return await self._persist(command, sent=False, started=started, level=level)
-        connection = self.node_of(command.keys[0]).connection
+            return await self.persist(command, sent=False, started=started, level=level)
+        node = self.node_of(command.keys[0])
+        connection = node.connection
         if connection is None or not connection.is_open or connection.in_flight >= MAX_IN_FLIGHT:
-            return await self._persist(command, sent=False, started=started)
+            return await self.persist(command, sent=False, started=started)
         now = asyncio.get_running_loop().time()
         if started is None:
             started = now
         elif (
             now - started > self.timeout * _LATE
         ):  # the connection would wait for the reply of a command that begins now
-            return await self._persist(command, sent=False, started=started)
+            return await self.persist(command, sent=False, started=started)
         try:
-            reply = await connection.send(self._pack(command))
+            reply = await connection.send(self.packed(command))
         except ConnectionLost as lost:
-            return await self._persist(command, sent=True, started=started, said=str(lost))
+            return await self.persist(command, sent=True, started=started, said=str(lost))
         if isinstance(reply, hiredis.ReplyError):
-            return await self._persist(command, sent=False, started=started, reply=reply)
+            return await self.persist(command, sent=False, started=started, reply=reply, node=node)
         return command.parse(reply)
 
     async def connect(self) -> None:
@@ -182,29 +183,38 @@ class Link:
         for listener in self._listeners:
             listener()
 
-    def _pack(self, command: Command[Any]) -> bytes:
+    def packed(self, command: Command[Any]) -> bytes:
+        """The call as it goes over the wire."""
+        return pack(*self.words(command))
+
+    def words(self, command: Command[Any]) -> tuple[Argument, ...]:
+        """The call, word by word."""
         function = self._functions.get(command.function)
         if function is None:
             function = self._functions[command.function] = self._library.function(command.function)
         keys = command.keys
-        return pack(b"FCALL", function, len(keys), *keys, *command.arguments)
+        return (b"FCALL", function, len(keys), *keys, *command.arguments)
 
-    async def _persist(
+    async def persist(
         self,
         command: Command[T],
         *,
         sent: bool,
         started: float | None = None,
         reply: hiredis.ReplyError | None = None,
+        node: Node | None = None,
         said: str = "",
         level: Durability | None = None,
     ) -> T:
-        """Tries until the deadline. `sent`: an earlier try may have been applied. `said`: what went wrong."""
+        """Tries until the deadline, which is counted from `started`, a time of `time.monotonic`.
+
+        `sent`: an earlier try may have been applied. `reply`: its error reply, of `node`. `said`: what went wrong.
+        """
         if self._waiting >= MAX_WAITING and not sent:
             raise Overloaded(f"{MAX_WAITING:,} calls already wait for {self.address}: slow down and call again")
         self._waiting += 1
         try:
-            return await self._try_again(command, sent, started, reply, said, level)
+            return await self._try_again(command, sent, started, reply, node, said, level)
         finally:
             self._waiting -= 1
 
@@ -214,12 +224,13 @@ class Link:
         sent: bool,
         started: float | None,
         reply: hiredis.ReplyError | None,
+        node: Node | None,
         said: str,
         level: Durability | None,
     ) -> T:
         now = asyncio.get_running_loop().time
         trial = _Trial((started if started is not None else now()) + self.timeout, sent, said, level)
-        node, target = self.node_of(command.keys[0]), None
+        node, target = node or self.node_of(command.keys[0]), None
         while True:
             if self._closed:
                 _refuse(command, trial, NotConnected())
@@ -265,7 +276,7 @@ class Link:
             async with asyncio.timeout_at(trial.deadline):
                 if trial.asking:
                     connection.send_unheard(_ASKING)
-                return await connection.send(self._pack(command))
+                return await connection.send(self.packed(command))
         except (ConnectionLost, TimeoutError) as lost:
             was_sent, trial.sent, trial.said = trial.sent, True, str(lost) or "no reply in time"
         finally:
@@ -283,7 +294,7 @@ class Link:
             )
         try:
             async with asyncio.timeout_at(trial.deadline):
-                return await lane.send(command, self._pack(command), deadline=trial.deadline, asking=trial.asking)
+                return await lane.send(command, self.packed(command), deadline=trial.deadline, asking=trial.asking)
         except AmbiguousWrite:
             raise
         except StoreUnavailable as error:
@@ -319,7 +330,7 @@ class Link:
 
     def _give_up(self, command: Command[Any], trial: _Trial) -> StoreError:
         if trial.sent and command.operation_id is not None:
-            return AmbiguousWrite(command.operation_id, trial.said, meta=_meta_of(command))
+            return AmbiguousWrite(command.operation_id, trial.said, meta=meta_of(command))
         if trial.is_crowded_out:
             return Overloaded(f"{MAX_IN_FLIGHT:,} calls wait for an answer of {self.address}: slow down and call again")
         return self._unavailable(trial.said or "its turn came too late")
@@ -344,11 +355,11 @@ class Link:
 def _refuse(command: Command[Any], trial: _Trial, error: OmnistateError) -> NoReturn:
     """Raises the error, unless an earlier try may have been applied."""
     if trial.sent and command.operation_id is not None:
-        raise AmbiguousWrite(command.operation_id, str(error), meta=_meta_of(command)) from error
+        raise AmbiguousWrite(command.operation_id, str(error), meta=meta_of(command)) from error
     raise error
 
 
-def _meta_of(command: Command[Any]) -> bytes | None:
+def meta_of(command: Command[Any]) -> bytes | None:
     """The key that remembers the operation, where the command writes to a log."""
     key = command.keys[0]
     return key if key.endswith(b":meta") else None

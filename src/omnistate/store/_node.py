@@ -9,17 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakSet
 
-import hiredis
-
-from omnistate.errors import (
-    LibraryMissing,
-    NotConnected,
-    PermissionRefused,
-    StoreUnavailable,
-)
+from omnistate.errors import NotConnected, StoreUnavailable
 from omnistate.store._connection import Connection, ConnectionLost, open_connection, pack
+from omnistate.store._greeting import Exchange, arriving, converse, greeting, loading, logging_in, said
 from omnistate.store._library import Library
-from omnistate.store._replies import to_error
 from omnistate.store._url import Endpoint
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
@@ -42,14 +35,14 @@ class Node:
         primary: bool,
         check_server: Callable[[], None] = lambda: None,
     ) -> None:
-        self._locate, self._library, self._stall, self._is_primary = locate, library, stall, primary
+        self._locate, self._library, self.stall, self._is_primary = locate, library, stall, primary
         self._check_server = check_server  # raises when the embedded server has given up for good
-        self._arrive = pack(b"FCALL", library.function("arrive"), 0)
         self._connecting: asyncio.Task[Connection] | None = None
         self._waiting = 0
         self._opened = asyncio.Event()
         self._dialed: WeakSet[Connection] = WeakSet()
         self._dialing: set[asyncio.Timeout] = set()
+        self._on_drop: list[Callable[[], None]] = []
         self.is_retired = False
         self.connection: Connection | None = None
         self.last_error = "not connected yet"
@@ -80,19 +73,30 @@ class Node:
 
         With `greet` it is one for commands: the server has the library, and is not a replica where it must not be.
         """
-        if self.is_retired:
-            raise StoreUnavailable("the server is no longer in use")
-        endpoint = await self._locate()
-        connection = await self._open(endpoint, stall or self._stall)
+        endpoint = await self.locate()
+        connection = await self._open(endpoint, stall or self.stall)
         self._dialed.add(connection)
         try:
-            await log_in(connection, endpoint)
-            if greet:
-                await self._greet(connection)
+            await converse(connection, self.greeting(endpoint) if greet else logging_in(endpoint))
         except BaseException:
             connection.close()
             raise
         return connection
+
+    async def locate(self) -> Endpoint:
+        """Where the server is now, for who dials. Raises `OSError` or `StoreError`."""
+        if self.is_retired:
+            raise StoreUnavailable("the server is no longer in use")
+        return await self._locate()
+
+    def greeting(self, endpoint: Endpoint) -> Exchange[None]:
+        """What is said on a connection for commands before it is used."""
+        yield from logging_in(endpoint)
+        yield from greeting(self._library, primary=self._is_primary)
+
+    def on_drop(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever all connections to the server are to be ended, so those that others made too."""
+        self._on_drop.append(listener)
 
     async def wait_until_connected(self, seconds: float) -> None:
         """Returns as soon as a new connection is made here, and after so many seconds at the latest."""
@@ -102,16 +106,7 @@ class Node:
 
     async def load_library(self, connection: Connection) -> None:
         """Raises `LibraryMissing` where the user may not load it."""
-        reply = await connection.send(pack("FUNCTION", "LOAD", self._library.code))
-        if not isinstance(reply, hiredis.ReplyError) or "already exists" in str(reply):
-            return
-        error = to_error(str(reply))
-        if isinstance(error, PermissionRefused):
-            raise LibraryMissing(
-                f"the library {self._library.name} is not on the server and this user may not load it: "
-                "connect once as a user with +function|load"
-            )
-        raise error
+        await converse(connection, loading(self._library))
 
     async def check(self) -> None:
         """Leaves a server that has become a replica, or does not answer: it keeps its old clients."""
@@ -119,7 +114,7 @@ class Node:
         if connection is None or not connection.is_open:
             return
         with contextlib.suppress(ConnectionLost):
-            if _is_replica(await connection.send(self._arrive)):
+            if await converse(connection, arriving(self._library)):
                 self.drop("the server became a replica")
 
     def drop(self, reason: str) -> None:
@@ -130,6 +125,8 @@ class Node:
         for limit in self._dialing:
             if not limit.expired():
                 limit.reschedule(0)  # who waits for a server that is gone looks for the next one
+        for listener in self._on_drop:
+            listener()
 
     def retire(self, reason: str) -> None:
         """Ends all connections for good."""
@@ -141,7 +138,7 @@ class Node:
 
     async def _open(self, endpoint: Endpoint, stall: float) -> Connection:
         """A host that is gone answers nothing at all, and a system waits two minutes for it. Raises `OSError`."""
-        async with asyncio.timeout(self._stall) as limit:
+        async with asyncio.timeout(self.stall) as limit:
             self._dialing.add(limit)
             try:
                 return await open_connection(endpoint, stall=stall)
@@ -172,37 +169,15 @@ class Node:
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _greet(self, connection: Connection) -> None:
-        try:
-            if not await say(connection, "FUNCTION", "LIST", "LIBRARYNAME", self._library.name):
-                await self.load_library(connection)
-        except PermissionRefused:
-            pass  # an operator may load the library and allow FCALL alone: the first call will tell
-        if _is_replica(await connection.send(self._arrive)) and self._is_primary:
-            raise StoreUnavailable("the server is a replica")
-
-
-def _is_replica(reply: Any) -> bool:
-    """Of what `arrive` says; a user who may not ask for the role is told by the first write."""
-    return isinstance(reply, list) and reply[0] == b"slave"
-
 
 async def log_in(connection: Connection, endpoint: Endpoint) -> None:
     """Raises `ConnectionLost` or `StoreError`."""
-    if endpoint.password is not None:
-        user = (endpoint.username,) if endpoint.username else ()
-        await say(connection, "AUTH", *user, endpoint.password)
-    await say(connection, "PING")
-    if endpoint.database:
-        await say(connection, "SELECT", endpoint.database)
+    await converse(connection, logging_in(endpoint))
 
 
 async def say(connection: Connection, *words: str | int) -> Any:
     """The answer to a command. Raises `ConnectionLost`, and a `StoreError` for an error reply."""
-    reply = await connection.send(pack(*words))
-    if isinstance(reply, hiredis.ReplyError):
-        raise to_error(str(reply))
-    return reply
+    return said(await connection.send(pack(*words)))
 
 
 def _reason(error: BaseException) -> str:

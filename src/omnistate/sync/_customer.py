@@ -1,0 +1,254 @@
+"""The handle on one customer."""
+
+# Written by tools/unasync.py from src/omnistate/customer/_api.py: change that one.
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Generator
+from datetime import timedelta
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from omnistate.collection import imported_collections, merge_collection
+from omnistate.customer._commands import Identity, read
+from omnistate.customer._flows import (
+    find_or_create,
+    finish_merge,
+    imported_classes,
+    link,
+    prepare_merge,
+    read_documents,
+)
+from omnistate.customer._model import Event, Updated
+from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
+from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, State, read_outcome, schema_of
+from omnistate.store import (
+    LONGEST_LOG,
+    Entry,
+    Flow,
+    Keyspace,
+    OwnOperationId,
+    Position,
+    check_operation_id,
+    check_position,
+    encode_id,
+    open_log,
+    read_log,
+)
+from omnistate.sync._collection import Place, open_collection
+from omnistate.sync._conversation import Conversation, start_conversation
+from omnistate.sync._declares import Declares
+from omnistate.sync._feed import Inbox
+from omnistate.sync._flow import run
+from omnistate.sync._session import Session, start_session
+from omnistate.sync._state import Services, StateHandle
+from omnistate.sync._transaction import Transaction, update_several
+
+H = TypeVar("H")
+R = TypeVar("R")
+A = TypeVar("A", bound=State)
+B = TypeVar("B", bound=State)
+C = TypeVar("C", bound=State)
+
+
+class Customer:
+    """One person. Building the handle costs nothing: a web handler makes it from an id without a round trip."""
+
+    __slots__ = ("_keyspace", "_log", "_origin", "_services", "id")
+
+    def __init__(self, services: Services, keyspace: Keyspace, customer_id: str, origin: Origin) -> None:
+        self._services, self._keyspace, self._origin = services, keyspace, origin
+        self._log = keyspace.customer(customer_id)
+        self.id = customer_id
+
+    def via(self, channel: str, *, actor: str | None = None) -> Customer:
+        """The same customer, met on `channel`: events of this handle's writes say so, and who acted."""
+        encode_id(channel, "channel")
+        if actor is not None:
+            encode_id(actor, "actor")
+        return Customer(self._services, self._keyspace, self.id, Origin(channel, actor))
+
+    def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
+        """The customer's document of this class."""
+        return StateHandle(self._services, kind, self._log, self._origin)
+
+    def collection(self, declaration: Declares[H]) -> H:
+        """The customer's collection of this declaration."""
+        return open_collection(declaration, self._place())
+
+    def transaction(self, *, operation_id: str | None = None) -> Transaction:
+        """`with ana.transaction() as tx:` - several changes, all or none of them. See `Transaction`."""
+        return Transaction(self._place(), operation_id)
+
+    @overload
+    def update(
+        self, function: Callable[[A], R], a: type[A], /, *, operation_id: str | None = None
+    ) -> Updated[R | None]: ...
+    @overload
+    def update(
+        self, function: Callable[[A, B], R], a: type[A], b: type[B], /, *, operation_id: str | None = None
+    ) -> Updated[R | None]: ...
+    @overload
+    def update(
+        self,
+        function: Callable[[A, B, C], R],
+        a: type[A],
+        b: type[B],
+        c: type[C],
+        /,
+        *,
+        operation_id: str | None = None,
+    ) -> Updated[R | None]: ...
+    @overload
+    def update(
+        self,
+        function: Callable[..., R],
+        a: type[State],
+        b: type[State],
+        c: type[State],
+        d: type[State],
+        /,
+        *kinds: type[State],
+        operation_id: str | None = None,
+    ) -> Updated[R | None]: ...
+
+    def update(
+        self, function: Callable[..., Any], /, *kinds: type[Any], operation_id: str | None = None
+    ) -> Updated[Any]:
+        """Runs `function(*values)` on the customer's documents of these classes and stores what it changed in all of them.
+
+        `ana.update(check_out, Cart, Order)`: all or nothing, and nobody's update is lost. The function may run again
+        when another writer was first. Its own errors are raised here and nothing is stored. Two round trips; raises
+        `Conflict` after 100 lost races.
+        """
+        if not kinds:
+            raise InvalidInput(
+                "update takes the classes whose values the function gets: ana.update(check_out, Cart, Order)"
+            )
+        result, transaction = update_several(self._place(), function, kinds, operation_id)
+        repeated, durability = transaction.repeated, self._services.durability
+        return Updated(None if repeated else result, transaction.position, repeated, durability)
+
+    def position(self) -> Position:
+        """Where the customer's log is now. One round trip. Raises `CustomerMerged`."""
+        return self._services.link.execute(open_log(self._log))
+
+    def outcome(self, operation_id: str) -> bool:
+        """Whether a write of this customer under your operation id has been applied, as far as is known now. One round trip.
+
+        Ids are remembered for a day. False is not for ever: see `omni.outcome`.
+        """
+        check_operation_id(operation_id)
+        return self._services.link.execute(read_outcome(self._log.meta, operation_id)) is not None
+
+    def events(self, *, after: Position | None = None) -> Generator[Event, None, None]:
+        """Everything that happens to the customer, as long as you iterate: from now on, or after a position.
+
+        Raises `PositionLost` when the log no longer reaches back that far: it never skips; `SchemaMismatch` for one that is
+        damaged. Two round trips to start, none per event.
+        """
+        if after is not None:
+            check_position("after", after)
+        inbox = Inbox()
+        leave = self._services.feed.join(self._log, inbox)
+        try:
+            position = after or self.position()
+            page = self._services.link.execute(read_log(self._log, position, limit=LONGEST_LOG))
+            entries: list[Entry] = page.entries
+            while True:
+                for entry in entries:
+                    position = Position(position.epoch, entry.offset)
+                    try:
+                        data = msgspec.json.decode(entry.event)
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        raise SchemaMismatch(f"the event at {position} is damaged: go on after it") from error
+                    yield Event(position, data["type"], data)
+                entries = inbox.take(self._services.link, self._log, position)
+        finally:
+            leave()
+
+    def identities(self) -> list[Identity]:
+        """How the customer is known, channel by channel. One round trip."""
+        _, found = self._services.link.execute(read(self._log))
+        return found
+
+    def link(self, channel: str, address: str) -> None:
+        """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else.
+
+        Four round trips the first time, then two. Raises `CustomerMerged`, `InvalidId`.
+        """
+        run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
+
+    def start_session(self, channel: str, *, idle: timedelta = timedelta(minutes=30)) -> Session:
+        """A new session, which ends when it is not touched for `idle`. One round trip."""
+        return start_session(self._services, self._log, self.id, channel, idle=idle)
+
+    def start_conversation(self, channel: str, *, owner: str = "bot") -> Conversation:
+        """A new conversation, owned by the helper `owner`. One round trip."""
+        origin = Origin(channel, self._origin.actor)
+        return start_conversation(self._services, self._keyspace, self.id, channel, owner=owner, origin=origin)
+
+    def merge(self, other: Customer) -> None:
+        """Makes `other` a part of this customer: one person, who was known twice.
+
+        Documents are merged by their class's `merge(self, other)` method; without one this customer's document stays, and
+        the other's is taken where there is none. Collections become one by their shape: sums, unions, the survivor's entries
+        of a map. Identities move; writes to the other's states raise `CustomerMerged`.
+        Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
+        document's class or a collection's declaration is not imported. Four round trips, one or two for each document, one for
+        every 500 entries of a collection, and two for each identity.
+        """
+        if not isinstance(other, Customer):
+            raise InvalidInput(f"merge takes the other customer, not a {type(other).__name__}: omni.customer(id)")
+        if other.id == self.id:
+            raise InvalidInput("a customer cannot be merged into itself")
+        execute = self._services.link.execute
+        classes, collections = imported_classes(), imported_collections()
+        frozen = run(prepare_merge(self._keyspace, self.id, other.id, [*classes, *collections]), execute)
+        own = [entry for entry in frozen.documents if ":" not in entry]  # what belongs to a conversation stays with it
+        kinds = {entry: collections[entry].kind if entry in collections else "state" for entry in own}
+        whose = hashlib.blake2b(other.id.encode(), digest_size=16).hexdigest()  # an id may be too long to be a part
+        found = run(read_documents(other._log, kinds), execute)
+        for entry, stored in found.items():
+            if (stored.kind if stored.kind in COLLECTION_KINDS else "state") != kinds[entry]:
+                raise SchemaMismatch(
+                    f"{entry} of customer {other.id} is stored as {stored.kind}, and {kinds[entry]} is declared"
+                )
+        for entry, stored in found.items():
+            if entry in collections:
+                origin, names = other._place(), (whose, entry)
+                moving = merge_collection(collections[entry], self._place(), stored.values, origin=origin, names=names)
+                run(moving, execute)
+            else:
+                theirs = other.state(classes[entry]).value_of(stored.header, stored.values)
+                self._merge_document(classes[entry], whose, theirs)
+        indexes = [
+            f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
+        ]
+        run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
+
+    def _merge_document(self, kind: type[State], whose: str, theirs: State) -> None:
+        operation_id = OwnOperationId("merge", whose, schema_of(kind).name)
+        handle = self.state(kind)
+        merge = getattr(kind, "merge", None)
+        if merge is not None:
+            handle.update_once(operation_id, merge, theirs)
+            return
+        try:
+            handle.set(theirs, expect=ABSENT, operation_id=operation_id)
+        except Conflict:
+            return  # this customer's own document stays
+
+    def _place(self) -> Place:
+        return Place(self._services, self._log, self._origin)
+
+    def __repr__(self) -> str:
+        return f"<Customer {self.id}>"
+
+
+def identify(keyspace: Keyspace, channel: str, address: str) -> Flow[str]:
+    """The customer whom this identity names, made when it is new."""
+    return find_or_create(keyspace, Identity(channel, address), f"cus_{secrets.token_hex(12)}")
