@@ -9,35 +9,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import omnistate
 import peers
+from cart import Cart, a_cart
 from harness import CLIENT_CORE, ROUNDS, Store, median, opened, run, throughput
 from omnistate.store import Command, library
 from omnistate.store._cluster import slot_of
 from peers import by_redis_py
 
-CALLERS, CUSTOMERS, SECONDS = 64, 10_000, 1.5
-LINES = 12
+CALLERS, CUSTOMERS, SECONDS = 64, 10_000, 1.0
 LIMIT_CALLS = 200_000
 RANDOM = "__rand_int__"  # for which redis-benchmark puts a random number of as many digits
-
-
-class Cart(omnistate.State, ttl=timedelta(days=7)):
-    items: dict[str, int] = {}
-    note: str = ""
-    visits: int = 0
-
-    def add(self, sku: str) -> None:
-        self.items[sku] = self.items.get(sku, 0) + 1
-
-
-def a_cart() -> Cart:
-    """About 1 KB of JSON."""
-    return Cart(items={f"product-{number:04}-large": number for number in range(LINES)}, note="n" * 700)
 
 
 async def caught(call: Awaitable[Any], link: Any) -> Command[Any]:
@@ -174,10 +159,9 @@ def rows(store: Store, rates: dict[str, float]) -> list[dict[str, Any]]:
         return {"id": store.id(benchmark), "what": f"{what} / {by}", "value": ratio, "goal": goal, "unit": "x"}
 
     first = next(iter(peers.PEERS))  # what the goals are about
-    limits = "redis-benchmark on the function" + (", of all servers" if store.is_cluster else "")
     return [
         *(against("P1", "operation", f"MULTI+PUBLISH, {name}", "operation", f"operation, {name}", ">= 12" if name == first else "") for name in peers.PEERS),
-        against("P1", "operation", limits, "operation", "limit", ">= 0.75"),
+        against("P1", "operation", "redis-benchmark on the function", "operation", "limit", ">= 0.75"),
         *(against("P1b", "update(fn), 1 KB", f"WATCH, {name}", "update", f"update, {name}", ">= 10" if name == first else "") for name in peers.PEERS),
     ]  # fmt: skip
 

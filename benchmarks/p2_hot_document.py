@@ -10,8 +10,8 @@ from typing import Any
 
 import omnistate
 import peers
+from cart import Cart, a_cart
 from harness import CLIENT_CORE, ROUNDS, Store, median, opened, percentile, pin, run, throughput
-from p1_write import Cart, a_cart
 
 SECONDS = 1.5
 Found = tuple[float, list[float]]
@@ -53,7 +53,7 @@ async def measure(store: Store) -> dict[str, Any]:
     done = dict.fromkeys(("ours", *peers.PEERS), 0)
     found: dict[str, list[float]] = {}
     slow: dict[str, list[float]] = {}
-    async with omnistate.connect(store.url) as omni, peers.redis_py(store, 1) as peer:
+    async with omnistate.connect(store.url) as omni, peers.PEERS["redis-py"](store, 1) as peer:
         cart = omni.customer("hot").state(Cart)
         await cart.set(a_cart())
         await peer.put("hot", peers.document(a_cart()))

@@ -10,8 +10,9 @@ from typing import Any
 
 import omnistate
 import peers
+from cart import Cart, a_cart
 from harness import ROUNDS, Store, median, opened, run, throughput
-from p1_write import Cart, a_cart, caught, spelled
+from p1_write import caught, spelled
 
 SECONDS = 1.5
 OPERATION = "bare-{:012}"
