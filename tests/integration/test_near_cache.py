@@ -204,7 +204,7 @@ async def test_a_deadline_ends_it_without_an_event(omni: Client) -> None:
 
 async def count_expirations(omni: Client, handle: omnistate.StateHandle[Any]) -> bool:
     await handle.get()
-    return near(omni).expirations == 1
+    return near(omni).expirations >= 1  # the last milliseconds may be asked for more than once
 
 
 async def test_entries_with_deadlines_are_not_kept(omni: Client) -> None:
