@@ -19,8 +19,9 @@ import omnistate
 from harness import ROUNDS, median, run, server, throughput
 from omnistate.state import schema_of
 from omnistate.state._commands import describe, write
+from omnistate.state._known import Known, Seen
 from omnistate.state._model import Written
-from omnistate.state._update import Call, Known, Seen
+from omnistate.state._update import Call
 from omnistate.store import ACCEPTED, Position, library, new_operation_id
 from p1_write import CALLERS, Cart, a_cart
 

@@ -12,7 +12,7 @@ import pytest
 
 import omnistate
 from machine import Server
-from omnistate.state import _update
+from omnistate.state import _combiner
 from proxy import Proxy
 from shop import Cart
 
@@ -151,7 +151,7 @@ async def test_who_waits_when_the_client_is_closed_is_told(proxy: Proxy, tenant:
 async def test_so_many_writers_may_wait_and_no_more(
     omni: omnistate.Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_update, "MAX_WAITING", 100)
+    monkeypatch.setattr(_combiner, "MAX_WAITING", 100)
     cart = omni.customer("ana").state(Cart)
     proxy.silent = True
     calls = [asyncio.create_task(cart.update(Cart.add, "cup")) for _ in range(150)]

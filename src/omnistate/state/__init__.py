@@ -27,6 +27,7 @@ from omnistate.state._commands import (
 from omnistate.state._events import StateEvent, decode_event
 from omnistate.state._history import FieldChange, Revision, Undone
 from omnistate.state._indexes import UPDATED, is_ordered, score_of
+from omnistate.state._known import Known, Seen
 from omnistate.state._migrate import migrate
 from omnistate.state._model import (
     ABSENT,
@@ -49,7 +50,7 @@ from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
 from omnistate.state._stats import NearCacheStats, Stats, UpdateStats
 from omnistate.state._stored import NO_KEYS
-from omnistate.state._update import MAX_BATCH, Call, Known, Seen, apply
+from omnistate.state._update import MAX_BATCH, Call, apply
 
 __all__ = [
     "ABSENT",

@@ -12,6 +12,7 @@ import msgspec
 
 from omnistate.errors import Conflict, InvalidDeclaration, InvalidInput, PositionLost
 from omnistate.state._arguments import Origin, digest_under, json_of, milliseconds_of, precondition_of, target_of
+from omnistate.state._combiner import Combiner
 from omnistate.state._commands import (
     Done,
     Held,
@@ -28,11 +29,12 @@ from omnistate.state._commands import (
 )
 from omnistate.state._events import GONE, Followed, decode_event
 from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, check_moment, read_history
+from omnistate.state._known import Known
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._near import NearCache, look_up
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.state._update import MAX_RACES, Call, Combiner, Known, apply
+from omnistate.state._update import MAX_RACES, Call, apply
 from omnistate.store import (
     ACCEPTED,
     LONGEST_LOG,

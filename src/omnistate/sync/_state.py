@@ -30,11 +30,12 @@ from omnistate.state._commands import (
 )
 from omnistate.state._events import GONE, Followed, decode_event
 from omnistate.state._history import FieldChange, Past, Revision, Undone, changes_between, check_moment, read_history
+from omnistate.state._known import Known
 from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precondition, Snapshot, Written, schema_of
 from omnistate.state._near import look_up
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.state._update import MAX_RACES, Call, Known, apply
+from omnistate.state._update import MAX_RACES, Call, apply
 from omnistate.store import (
     ACCEPTED,
     LONGEST_LOG,
