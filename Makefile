@@ -17,7 +17,7 @@ help:  ## this text
 demo: $(VENV)/.demo  ## open a page with one customer on four channels; needs Python >= 3.11 and nothing else
 	@$(BIN)/omnistate demo $(DEMO_ARGS)
 
-test: setup  ## all tests, on real servers (at most 10 minutes)
+test: setup  ## all tests, on real servers (some ten minutes)
 	@$(BIN)/python -m pytest
 
 test-unit: $(VENV)/.dev  ## the tests that need no server
@@ -80,7 +80,7 @@ $(VENV)/.demo: $(VENV)/bin/python requirements/server.txt
 	@test -f $(VENV)/.dev || { echo "Setting up (once) ..." && $(PIP) install --require-hashes -r requirements/server.txt; }
 	$(link_source)
 
-$(VENV)/.servers: requirements/matrix.txt
+$(VENV)/.servers: $(VENV)/bin/python requirements/matrix.txt
 	@$(PIP) install --require-hashes -r requirements/matrix.txt
 	@touch $@
 

@@ -92,7 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "url" in metafunc.fixturenames and not hasattr(metafunc.module, "url"):  # else the module has its own servers
         is_sync = "sync" in Path(metafunc.module.__file__).parts  # what differs there is the client
-        servers = metafunc.config.getoption("servers") or ("valkey" if is_sync else "valkey,redis,cluster")
+        servers = metafunc.config.getoption("servers") or ("valkey" if is_sync else "valkey,redis_cluster")
         metafunc.parametrize("url", servers.split(","), indirect=True)
 
 

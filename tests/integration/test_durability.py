@@ -130,10 +130,8 @@ async def test_writers_of_one_moment_share_a_wait(omni: Client, sentinel: LocalS
     ],
 )
 async def test_synced_is_promised_only_where_it_is_true(
-    kind: str, options: tuple[str, ...], is_possible: bool, tenant: str, request: pytest.FixtureRequest
+    kind: str, options: tuple[str, ...], is_possible: bool, tenant: str
 ) -> None:
-    if kind == "redis_8" and "redis_8" not in request.config.getoption("servers"):
-        pytest.skip("make test-matrix has it")
     server = Server(find_binary() if kind == "valkey" else redis_8_binary(), *options)
     try:
         async with omnistate.connect(server.url, tenant=tenant, durability=SYNCED) as omni:
