@@ -83,6 +83,9 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
     return Command("customer_freeze", keys, (*opening(operation_id), into, event, *known), parse, operation_id)
 
 
+_NEVER = b"9999999999999"  # as in functions.lua
+
+
 class Stored(msgspec.Struct, frozen=True):
     """A document or a collection as it is stored: its header, and what is in it, with the deadlines of entries."""
 
@@ -97,7 +100,8 @@ class Stored(msgspec.Struct, frozen=True):
     @property
     def deadline(self) -> int:
         """In milliseconds since 1970, 0 for none."""
-        return int(self.header.split(b" ", 4)[3])
+        deadline = self.header[:13]
+        return 0 if deadline == _NEVER else int(deadline)
 
 
 def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | None]]:
