@@ -83,8 +83,12 @@ def cluster(shards: int = 3) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def server(binary: str | None = None) -> Iterator[int]:
-    """A server without persistence, pinned to its core; this process is pinned to the other."""
+    """A server without persistence, pinned to its core; this process is pinned to the other.
+
+    Its allocator is set as the embedded server's is.
+    """
     from omnistate.store import find_binary
+    from omnistate.store._process import ALLOCATOR
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,7 +105,7 @@ def server(binary: str | None = None) -> Iterator[int]:
         "--dir",
         directory,
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ})
     pin(process.pid, SERVER_CORE)
     pin(0, CLIENT_CORE)
     try:

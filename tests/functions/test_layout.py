@@ -34,8 +34,10 @@ def prefix(tenant: str) -> str:
 
 def age(raw: Redis, meta: str, *, days: float = 1.1) -> None:
     """Moves the moment at which the present generation of operation ids began, and that of the next look at time-outs."""
-    epoch, offset, older, _, keep, generation = raw.hget(meta, "s").decode().split()  # type: ignore[union-attr]
-    raw.hset(meta, "s", f"{epoch} {offset} {older} 0 {keep} {int(generation) - int(days * DAY)}")
+    (state, life) = (one.decode().split() for one in raw.hmget(meta, "s", "life"))  # type: ignore[union-attr]
+    older, keep, generation = life
+    raw.hset(meta, "s", " ".join([state[0][0] + "0" * 13, *state[1:]]))
+    raw.hset(meta, "life", f"{older} {keep} {int(generation) - int(days * DAY)}")
 
 
 def keys_of(words: list[str]) -> list[str]:
@@ -78,7 +80,7 @@ async def test_a_header_names_version_size_and_deadline(omni: Client, raw: Redis
     draft = omni.customer("ana").state(Draft)
     version = await draft.put("lines", "1", "x")
     meta = prefix(tenant) + "meta"
-    offset, epoch, size, deadline, collected, codec, of_class = raw.hget(meta, "doc:Draft").decode().split()  # type: ignore[union-attr]
+    deadline, collected, offset, epoch, size, codec, of_class = raw.hget(meta, "doc:Draft").decode().split()  # type: ignore[union-attr]
     assert (int(offset), epoch) == (version.offset, version.epoch)
     assert int(size) >= len("lines:1") + len('"x"')
     now = sum(part * weight for part, weight in zip(raw.time(), (1000, 0.001), strict=True))  # type: ignore[arg-type]
@@ -160,7 +162,7 @@ async def test_a_new_generation_forgets_documents_that_have_expired(omni: Client
 
 def _expired(raw: Redis, meta: str) -> bool:
     """By the server's clock."""
-    deadline = int(raw.hget(meta, "doc:Brief").split()[3])  # type: ignore[union-attr]
+    deadline = int(raw.hget(meta, "doc:Brief").split()[0])  # type: ignore[union-attr]
     seconds, microseconds = raw.time()  # type: ignore[misc]
     return bool(seconds * 1000 + microseconds / 1000 > deadline)
 

@@ -238,7 +238,7 @@ async def test_deadlines_travel_with_an_export(connect_with_keys: Any, raw: Redi
 
         def deadlines(name: str) -> list[int]:
             log = Keyspace(tenant + name).customer("customer 0/é")
-            header = int(raw.hget(log.meta, "doc:Hold").split()[3])  # type: ignore[union-attr]
+            header = int(raw.hget(log.meta, "doc:Hold").split()[0])  # type: ignore[union-attr]
             field = int(raw.hget(log.key("doc", "Hold"), "!seats:short"))  # type: ignore[arg-type]
             entry = int(raw.zscore(log.key("doc", "bulk_locks", ".due"), "short"))  # type: ignore[arg-type]
             return [header, field, entry]
@@ -424,14 +424,14 @@ async def test_a_migration_moves_no_deadline(omni: Client, raw: Redis, tenant: s
     await hold.put("seats", "kept", 1)
     await hold.put("seats", "short", 1, ttl=timedelta(hours=1))
     words = raw.hget(log.meta, "doc:Hold").split(b" ")  # type: ignore[union-attr]
-    words[3] = b"%d" % (int(words[3]) - 40_000_000)
+    words[0] = b"%013d" % (int(words[0]) - 40_000_000)
     raw.hset(log.meta, "doc:Hold", b" ".join(words))
     field = raw.hget(log.key("doc", "Hold"), "!seats:short")
     assert (await migrate_all(Bulk(omni.services, omni.keyspace), {"Hold": HoldV2})).changed == {"Hold": 1}
     after = raw.hget(log.meta, "doc:Hold").split(b" ")  # type: ignore[union-attr]
-    assert (after[3], after[6]) == (words[3], b"2")
+    assert (after[0], after[6]) == (words[0], b"2")
     assert raw.hget(log.key("doc", "Hold"), "!seats:short") == field
-    assert int(words[3]) < raw.pexpiretime(log.key("doc", "Hold")) < int(words[3]) + 40_000_000
+    assert int(words[0]) < raw.pexpiretime(log.key("doc", "Hold")) < int(words[0]) + 40_000_000
 
 
 APP = """

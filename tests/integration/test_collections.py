@@ -81,7 +81,7 @@ class Stored:
     def expire(self, name: str) -> None:
         """Moves the deadline of a whole collection into the past."""
         header = self.header(name)
-        header[3] = "1"
+        header[0] = "1".zfill(13)
         self.raw.hset(self.log.meta, "doc:" + name, " ".join(header))
 
     def expire_entry(self, name: str, key: str) -> None:
@@ -350,7 +350,7 @@ async def test_the_bytes_of_entries_that_have_expired_are_free_again(ana: Custom
         for number in range(200):
             stored.expire_entry("texts", str(number))
     await held.put("a", "b")
-    assert int(stored.header("texts")[2]) == len("a") + len('"b"')
+    assert int(stored.header("texts")[4]) == len("a") + len('"b"')
 
 
 async def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) -> None:
@@ -360,7 +360,7 @@ async def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) ->
     for key in "ab":
         stored.expire_entry("coupons", key)
     await sweep(ana, stored, "coupons", "map")
-    assert int(stored.header("coupons")[2]) == len("c") + len("3")
+    assert int(stored.header("coupons")[4]) == len("c") + len("3")
     assert await held.all() == {"c": 3}
     assert [one for one in stored.header("coupons") if one.startswith("next=")] == []
 
@@ -716,7 +716,7 @@ async def test_a_waiting_worker_goes_on_when_it_has_missed_a_part_of_the_log(
             while subscribers(stored.raw, stored.log.topic) == 0:
                 await asyncio.sleep(0.001)
             stored.raw.delete(stored.log.log)  # as if so much had happened that the log does not reach back
-            stored.raw.hset(stored.log.meta, "s", "abc 5000 0 0 -1 0")
+            stored.raw.hset(stored.log.meta, "s", "1" + "0" * 13 + " 5000 abc", mapping={"life": "0 -1 0"})
             await busy.add()
             await other.customer("ana").collection(work).put("a")
             item = await waiting
@@ -893,7 +893,7 @@ async def test_a_collection_that_holds_as_much_as_it_may_can_be_emptied(ana: Cus
     await ana.collection(kept_work).put("c")
     for name in NAMES:
         header = stored.header(name)
-        header[2] = str(16 * 1024 * 1024)
+        header[4] = str(16 * 1024 * 1024)
         stored.raw.hset(stored.log.meta, "doc:" + name, " ".join(header))
     before = stored.everything()
     for call in (
@@ -981,7 +981,7 @@ async def test_an_operation_that_finds_nothing_does_not_bring_an_expired_collect
 async def test_the_keys_of_a_collection_expire_after_its_deadline(ana: Customer, stored: Stored, raw: Redis) -> None:
     await fill(ana)
     for name in NAMES:
-        deadline = int(stored.header(name)[3])
+        deadline = int(stored.header(name)[0])
         assert raw.pexpiretime(stored.key(name)) > deadline, name
         for part in {"kept": ["due"], "kept_work": ["ready", "leased"]}.get(name, []):
             assert raw.pexpiretime(stored.key(name, part)) > deadline, (name, part)
@@ -998,7 +998,7 @@ async def test_a_map_whose_entries_have_all_expired_gets_its_time_out_again(
         assert await sweep(ana, stored, "kept", "map") == 1
         assert not raw.exists(stored.key("kept"))
     await held.put("b", 1)
-    assert raw.pexpiretime(stored.key("kept")) > int(stored.header("kept")[3])
+    assert raw.pexpiretime(stored.key("kept")) > int(stored.header("kept")[0])
 
 
 async def test_a_collection_that_loses_its_ttl_keeps_all_its_keys(ana: Customer, stored: Stored, raw: Redis) -> None:
@@ -1014,14 +1014,14 @@ async def test_a_collection_that_loses_its_ttl_keeps_all_its_keys(ana: Customer,
 
 async def test_a_lifetime_ends_however_often_it_is_written(ana: Customer, stored: Stored) -> None:
     await ana.collection(short_lived).put("a", 1)
-    deadline = stored.header("short_lived")[3]
+    deadline = stored.header("short_lived")[0]
     await ana.collection(short_lived).put("b", 1)
     await ana.collection(short_lived).put("c", 1, ttl=HOUR * 2)
-    assert stored.header("short_lived")[3] == deadline
+    assert stored.header("short_lived")[0] == deadline
     stored.expire("short_lived")
     assert await ana.collection(short_lived).all() == {}
     await ana.collection(short_lived).put("d", 1)
-    assert int(stored.header("short_lived")[3]) >= int(deadline)
+    assert int(stored.header("short_lived")[0]) >= int(deadline)
     assert await ana.collection(short_lived).all() == {"d": 1}
 
 
@@ -1046,7 +1046,7 @@ async def test_a_field_collection_lives_as_its_class_says(ana: Customer, stored:
     assert await ana.state(Shopper).delete()
     assert await viewed.all() == [2, 3]
     now = int(stored.raw.time()[0]) * 1000  # type: ignore[index]
-    assert abs(int(stored.header("Shopper.viewed")[3]) - now - 2 * 86_400_000) < 60_000
+    assert abs(int(stored.header("Shopper.viewed")[0]) - now - 2 * 86_400_000) < 60_000
 
 
 # Operation ids

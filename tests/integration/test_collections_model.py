@@ -93,7 +93,7 @@ class CollectionMachine(Machine):
     def agree(self) -> None:
         assert self.world.run(self.read()) == self.held()
         assert bool(self.world.run(self.reading.version())) == self.exists
-        assert not self.exists or int(self.header()[2]) == self.weight()
+        assert not self.exists or int(self.header()[4]) == self.weight()
 
     def weight(self) -> int:
         """The bytes that are stored, as the header should say; what has expired is there until something removes it."""
@@ -129,7 +129,7 @@ class CollectionMachine(Machine):
     @precondition(lambda self: self.exists)
     def expire(self) -> None:
         header = self.header()
-        header[3] = b"1"
+        header[0] = b"1".zfill(13)
         self.store_header(header)
         self.deadline = LONG_AGO
         self.on_time()

@@ -350,7 +350,7 @@ async def test_a_gap_is_noticed(proxied: tuple[Proxy, Client, Client], tenant: s
     log = Keyspace(tenant).customer("ana")
     position = (await mine.read()).position
     with Redis(port=valkey.port) as raw:
-        raw.execute_command("SPUBLISH", log.topic, f"{position.epoch} {position.offset + 3} {{}}")
+        raw.execute_command("SPUBLISH", log.topic, f"{position.offset + 3} {position.epoch} {{}}")
     async with asyncio.timeout(10):
         while not near(omni).flushes:
             await asyncio.sleep(0)

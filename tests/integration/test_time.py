@@ -36,7 +36,7 @@ def shift(raw: Redis, tenant: str, entry: str, *, ms: int, customer: str = "ana"
     """Moves all deadlines of a document, as if so much time had passed."""
     log = keys(tenant, customer)
     words = raw.hget(log.meta, "doc:" + entry).decode().split(" ")  # type: ignore[union-attr]
-    words[3] = str(int(words[3]) - ms) if words[3] != "0" else "0"
+    words[0] = f"{int(words[0]) - ms:013}" if words[0] != "9" * 13 else words[0]
     words[7:] = [
         f"{n}={int(v) - ms}" if n in ("born", "next") else f"{n}={v}" for n, v in (w.split("=") for w in words[7:])
     ]
@@ -76,7 +76,7 @@ async def test_a_deadline_moves_with_each_write_but_not_beyond_the_lifetime(
 
     def left() -> float:
         seconds, microseconds = raw.time()  # type: ignore[misc]
-        deadline = int(raw.hget(keys(tenant).meta, "doc:Hold").split()[3])  # type: ignore[union-attr]
+        deadline = int(raw.hget(keys(tenant).meta, "doc:Hold").split()[0])  # type: ignore[union-attr]
         return deadline - seconds * 1000 - microseconds / 1000
 
     await hold.patch(note="x")

@@ -34,7 +34,7 @@ def expire(raw: Redis, tenant: str, entry: str) -> None:
     """As if the deadline of a document had passed: nobody has swept yet."""
     meta = Keyspace(tenant).customer("ana").meta
     words = raw.hget(meta, "doc:" + entry).split(b" ")  # type: ignore[union-attr]
-    words[3] = b"1"
+    words[0] = b"1".zfill(13)
     raw.hset(meta, "doc:" + entry, b" ".join(words))
 
 

@@ -149,7 +149,7 @@ class Target:
                 raise self.refusal(reply)
             epoch, version = reply[1].decode(), None
             if reply[3]:
-                offset, of_epoch, _ = reply[3].split(b" ", 2)
+                _, _, offset, of_epoch, _ = reply[3].split(b" ", 4)
                 version = Position(of_epoch.decode(), int(offset))
             return Found(version, Position(epoch, int(reply[2])), reply[4])
 

@@ -507,7 +507,7 @@ local COLLECTION_BYTES = 16777216
 --   | {"not_integer", name} | {"infinite"} | {"exists"} | {"absent"} | {"bounds", sum} | {"lease_lost"} | {"damaged"}
 local function check_collection(log, part, args, at, last)
   local version, bytes, collected, _, more = look(part.header, log.now)
-  local found = version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+  local found = version and match(part.header, '^%d+ %d+ %d+ %x+ %d+ (%S+)')
   if found and found ~= args[at + 4] then return {'kind', found} end
   if not meets(version, args[at + 1]) or version and ended_since(log, part, args[at], args[at + 1]) then
     return {'conflict', '', {}, 'version'}
@@ -560,7 +560,7 @@ local function apply_collection(log, part, args, at, last)
   local deadline = ttl + lifetime > 0 and deadline_of(log, part, ttl, lifetime) or 0
   local extra = part.born and ' born=' .. text(part.born) or ''
   if part.nearest then extra = extra .. ' next=' .. text(part.nearest) end
-  part.deadline, part.outlive = part.version and tonumber(match(part.header, '^%d+ %x+ %d+ (%d+)')) or 0, 0
+  part.deadline, part.outlive = part.version and deadline_in(part.header) or 0, 0
   local collected = keep_until(log, part, deadline, ttl > 0 and ttl or lifetime, not part.version)
   for i = 2, #part.keys do
     if deadline > 0 then
@@ -572,14 +572,14 @@ local function apply_collection(log, part, args, at, last)
   if not part.version then redis_call('SADD', log.keys[4], entry) end
   local bytes = part.bytes + grown
   if bytes < 0 then bytes = 0 end
-  return result, nil, format('%s %d %d %d %s 0%s', log.position, bytes, deadline, collected, args[at + 4], extra)
+  return result, nil, spell_header(deadline, collected, log.position, bytes, args[at + 4] .. ' 0' .. extra)
 end
 
 parts.collection = {check = check_collection, apply = apply_collection}
 parts.erase = {  -- the whole collection: entry, expected, event, kind
   check = function(log, part, args, at)
     part.version = look(part.header, log.now)
-    local found = part.version and match(part.header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+    local found = part.version and match(part.header, '^%d+ %d+ %d+ %x+ %d+ (%S+)')
     if found and found ~= args[at + 3] then return {'kind', found} end  -- it has other keys
     if not meets(part.version, args[at + 1]) or part.version and ended_since(log, part, args[at], args[at + 1]) then
       return {'conflict', '', {}, 'version'}
@@ -624,8 +624,8 @@ parts.reseal = {
     local replace, grown = replace_value[args[at + 2]], 0
     append(log, args[at + 3])
     for i = at + 4, last, 2 do grown = grown + replace(part.key, args[i], args[i + 1]) end
-    local rest = match(part.header, '^%d+ %x+ %d+ (.*)$')
-    return '', nil, format('%s %d %s', log.position, part.bytes + grown, rest)
+    local times, rest = match(part.header, '^(%d+ %d+ )%d+ %x+ %d+ (.*)$')
+    return '', nil, times .. log.position .. ' ' .. text(part.bytes + grown) .. ' ' .. rest
   end,
 }
 
@@ -728,7 +728,7 @@ local function collection_read(keys, args)
   if into then return {'merged', into} end
   local now = milliseconds()
   if not look(header, now) then return {'ok', epoch or '', offset, '', {}} end
-  local found = match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+  local found = match(header, '^%d+ %d+ %d+ %x+ %d+ (%S+)')
   if found ~= args[2] then return {'kind', found} end
   local values, deadlines = readers[args[2]][args[3]](keys, args, 4, now)
   for i = 1, deadlines and #deadlines or 0 do

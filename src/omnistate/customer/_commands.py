@@ -11,6 +11,7 @@ import msgspec
 
 from omnistate.collection import own_keys
 from omnistate.errors import CustomerMerged, InvalidInput
+from omnistate.state import NEVER
 from omnistate.store import Command, LogKeys, merged_error, opening
 
 _json = msgspec.json.Encoder().encode
@@ -97,7 +98,8 @@ class Stored(msgspec.Struct, frozen=True):
     @property
     def deadline(self) -> int:
         """In milliseconds since 1970, 0 for none."""
-        return int(self.header.split(b" ", 4)[3])
+        deadline = self.header[:13]
+        return 0 if deadline == NEVER else int(deadline)
 
 
 def documents(log: LogKeys, kinds: Mapping[str, str]) -> Command[list[Stored | None]]:

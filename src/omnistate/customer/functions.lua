@@ -47,6 +47,7 @@ local function customer_freeze(keys, args)
     if not into then
       append(log, args[log.at + 1])
       redis_call('HSET', keys[1], 'into', args[log.at])
+      log.into = args[log.at]
     end
     commit(log, '', -1)
   end
@@ -66,7 +67,7 @@ local function customer_documents(keys, args)
     local version, _, _, _, more = look(header, now)
     local found = {}
     if version then
-      local kind = match(header, '^%d+ %x+ %d+ %d+ %d+ (%S+)')
+      local kind = match(header, '^%d+ %d+ %d+ %x+ %d+ (%S+)')
       if readers[kind] then
         found = {header, (readers[kind].moving or readers[kind].all)(own, nil, nil, now)}
       else

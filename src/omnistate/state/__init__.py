@@ -5,6 +5,7 @@ from omnistate.state._arguments import Origin, milliseconds_of, precondition_of
 from omnistate.state._commands import (
     COLLECTION_KINDS,
     MAX_BYTES,
+    NEVER,
     Changed,
     Part,
     Patch,
@@ -58,6 +59,7 @@ __all__ = [
     "COLLECTION_KINDS",
     "MAX_BATCH",
     "MAX_BYTES",
+    "NEVER",
     "NO_KEYS",
     "UPDATED",
     "AnyState",

@@ -22,6 +22,7 @@ from omnistate.store import DIGEST_SIZE, Argument, Command, LogKeys, Position, m
 T = TypeVar("T")
 _INTEGER = re.compile(rb"-?\d{1,16}")
 MAX_BYTES = 256 * 1024  # as in functions.lua
+NEVER = b"9999999999999"  # in the place of a deadline, as in functions.lua
 COLLECTION_KINDS = frozenset(("map", "list", "set", "sorted", "counter", "unique", "queue"))  # in headers
 MAX_FIELDS = 2000  # hash fields of one document: server-side calls take them as arguments
 
@@ -164,30 +165,25 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
         )
     described = describe(schema, patch, sets)
     event, *after = described.split(_HOLE) if patch.steps else (described,)
-    arguments: list[Argument] = [
-        target.entry,
-        expected(expect),
-        turn,
-        "rewrite" if patch.rewrite else "replace" if patch.replace else "patch",
-        schema.ttl_ms if patch.ttl_ms is None else patch.ttl_ms,
-        schema.lifetime_ms,
-        schema.packing.name,
-        schema.writes,
-        target.head + event,
-        after[-1] if after else b"",
-        2 * len(sets),
-        *chain.from_iterable(sets.items()),
-        len(drops),
-        *drops,
-    ]
-    for (field, amount), between in zip(in_order(patch.steps), (b"", *after), strict=False):
-        arguments += ("step", field, amount, between)
+    mode = "rewrite" if patch.rewrite else "replace" if patch.replace else "patch"
+    ttl_ms = schema.ttl_ms if patch.ttl_ms is None else patch.ttl_ms
+    how = (
+        f"{mode} {ttl_ms} {schema.lifetime_ms} {schema.packing.name} {schema.writes} "
+        f"{len(sets)} {len(drops)} {len(patch.steps)} {1 if turn else 0}"
+    )
+    arguments: list[Argument] = [target.entry, expected(expect), how, target.head + event]
+    for (field, amount), text in zip(in_order(patch.steps), after, strict=True):
+        arguments += (field, amount, text)
+    arguments += chain.from_iterable(sets.items())
+    arguments += drops
     for field, milliseconds in patch.until:
         arguments += ("until", field, milliseconds)
     for index, score in patch.indexes:
         arguments += ("index", index, score)
     if schema.history is not None:
         arguments += _history_arguments(target)
+    if turn:
+        arguments.append(turn)
     return arguments
 
 
@@ -396,8 +392,8 @@ def _not_written(target: Target, reply: list[Any]) -> Reply:
 
 def _left(header: bytes, now: int) -> float:
     """Seconds that a document has left, by its header and the server's milliseconds."""
-    deadline = int(header.split(b" ", 4)[3]) if header else 0
-    return max(deadline - now, 1) / 1000 if deadline else 0.0
+    deadline = header[:13]
+    return 0.0 if deadline in (b"", NEVER) else max(int(deadline) - now, 1) / 1000
 
 
 def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
@@ -407,7 +403,7 @@ def held_of(target: Target, header: bytes, fields: list[bytes]) -> Held:
     kind = header.split(b" ", 6)[5].decode()
     if kind in COLLECTION_KINDS:
         raise SchemaMismatch(f"{target.name} is the name of a {kind} here: give one of the two another name")
-    offset, epoch, _, _, _, codec, version, *more = header.split(b" ")
+    _, _, offset, epoch, _, codec, version, *more = header.split(b" ")
     stored = dict(zip(fields[::2], fields[1::2], strict=True))
     is_volatile = any(one.startswith(b"next=") for one in more)
     if is_volatile:

@@ -290,7 +290,7 @@ class Feed:
             if shard.is_expelled(name):
                 self._lose(shard)
         elif kind == b"smessage" and topic is not None:
-            epoch, offset, event = message[2].split(b" ", 2)
+            offset, epoch, event = message[2].split(b" ", 2)
             self._on_entry(topic, epoch.decode(), Entry(int(offset), event))
 
     def _lose(self, shard: _Shard) -> None:

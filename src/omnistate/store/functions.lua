@@ -5,16 +5,19 @@
 --
 -- Keys of a log: meta (hash), log (list), older (hash), docs (set), agenda (sorted set, shared by its partition).
 -- - log: offsets are dense, so the entry of offset o is found by counting from the end of a list.
--- - meta: 's' is "<epoch> <offset> <older> <due> <keep> <generation>"; 'into' when the customer was merged away; 'turn';
---   'large': the bytes of this generation's large results;
+-- - meta: 's' is "<plain><due> <offset> <epoch>": when (13 digits) the time-outs below are looked at again, and the position.
+--   plain: '1' when there is nothing else to look at before a write, no 'into', no turn that counts, no operations in
+--   `older`; else '0'. One comparison with '1' and the time says both.
+--   'life' is "<older> <keep> <generation>": 1 when the last generation's operations may count; when meta may expire, or -1.
+--   'into' when the customer was merged away; 'turn'; 'large': the bytes of this generation's large results;
 --   'doc:<entry>' with the header of each document; 'op:<id>' with the result of each operation of this generation. They
---   share a hash so that a write reads it once and writes it once. `older`: 1 when the last generation's operations may
---   count. `due`: when the time-outs below are looked at again. `keep`: when meta may expire, or -1.
+--   share a hash so that a write reads it once and writes it once.
 -- - older: the last generation's operations; meta is renamed to it once a day.
 -- - docs: names the documents, by the fields of their headers.
 -- - agenda: every customer of the partition, by the time at which the sweeper is to look at them, or earlier than that.
--- A redis.call costs about 0.6 microseconds before it does anything, and each new string about 0.1: what a write costs
--- is how many there are of them.
+-- What a write costs, in instructions of the server: 5,000 to 10,000 for each redis.call, 4,000 to 6,000 for a pattern,
+-- 1,500 for a number as text, 1,200 for each key and argument, 700 for a new string, 150 to compare two. So times have 13
+-- digits wherever they are stored, and are compared as they are.
 
 local HOUR = 3600000
 local DAY = 24 * HOUR
@@ -28,13 +31,29 @@ local RESULT_LARGE = 1024       -- bytes of a result from which on they are coun
 local EPOCH_TIME = 13           -- hexadecimal digits of an epoch's time in microseconds, until 2112
 local COMPACT = 128             -- entries of a log up to which its meta may be stored compactly
 
+local function text(number) return format('%d', number) end
+
+local NEVER, NONE = '9999999999999', '0000000000000'  -- in the place of a time that there is not
+local LATEST = 9999999999998
+
+-- A time as text that is in order: 13 digits.
+local function stamp(time) return format('%013d', time < LATEST and time or LATEST) end
+
+-- The present millisecond, which many calls of a busy server share: as text, with the '1' of a plain state before it, and as
+-- an event ends.
+local second, second_begins, moment, moment_text, plain_moment, moment_end = '', 0, -1, '', '', ''
+
 local function milliseconds()
   local time = redis_call('TIME')
-  local microseconds = time[2]
-  return time[1] * 1000 + (microseconds - microseconds % 1000) / 1000
+  if time[1] ~= second then second, second_begins = time[1], time[1] * 1000 end
+  local microseconds = time[2] + 0
+  local now = second_begins + (microseconds - microseconds % 1000) / 1000
+  if now ~= moment then
+    moment, moment_text = now, stamp(now)
+    plain_moment, moment_end = '1' .. moment_text, ',"time":' .. text(now) .. '}'
+  end
+  return now
 end
-
-local function text(number) return format('%d', number) end
 
 -- Which primary this is: '' for one that never was a replica, else 8 hexadecimal digits of its own.
 local primary = ''
@@ -74,28 +93,29 @@ local the_log = {}  -- the open log: one function runs at a time, so one table s
 local function open(keys, args, merged_too, field)
   local log, count, meta, known = the_log, tonumber(args[1]), nil, nil
   if count == 1 then
-    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', field or 's', args[2])
-    known = meta[5]
+    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', 'life', field or 's', args[2])
+    known = meta[6]
   else
-    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', field or 's', unpack(args, 2, count + 1))
+    meta = redis_call('HMGET', keys[1], 's', 'into', 'turn', 'life', field or 's', unpack(args, 2, count + 1))
     known = true
   end
-  local reply = known and repeated(args, count, meta, 5)
+  local reply = known and repeated(args, count, meta, 6)
   if reply then return nil, reply end
   local state = meta[1]
   log.keys, log.args, log.count, log.at, log.now = keys, args, count, count + 3, milliseconds()
   log.added, log.grown = 0, 0
-  log.turn, log.header, log.expire, log.falls_due, log.fields, log.outlive = meta[3], meta[4], false, false, false, 0
+  log.into, log.turn, log.life, log.header = meta[2], meta[3], meta[4] or '0 0 0', meta[5]
+  log.expire, log.falls_due, log.fields, log.outlive = false, false, false, 0
   if state then
-    local epoch, offset, older, due, rest = match(state, '^(%x+) (%d+) (%d) (%d+) (.*)$')
+    local due, offset, epoch = match(state, '^%d(%d+) (%d+) (%x+)$')
     if sub(epoch, EPOCH_TIME + 1) ~= primary then epoch = new_epoch() end
-    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = offset == '0', epoch, tonumber(offset), older, due, rest
-    if older == '1' then
+    log.fresh, log.epoch, log.offset, log.due = offset == '0', epoch, offset + 0, due
+    if byte(log.life) == 49 then
       reply = repeated(args, count, redis_call('HMGET', keys[3], unpack(args, 2, count + 1)), 1)
       if reply then return nil, reply end
     end
   else
-    log.fresh, log.epoch, log.offset, log.older, log.due, log.rest = true, new_epoch(), 0, '0', '0', '0 0'
+    log.fresh, log.epoch, log.offset, log.due = true, new_epoch(), 0, NONE
   end
   if meta[2] and not merged_too then return nil, {'merged', meta[2]} end
   return log
@@ -119,7 +139,7 @@ local function rotate(log, written)
   local others = redis_call('HMGET', older, 'into', 'turn')
   if others[1] then redis_call('HSET', meta, 'into', others[1]) end
   if others[2] then redis_call('HSET', meta, 'turn', others[2]) end
-  redis_call('HDEL', older, 's', 'into', 'turn', 'large')
+  redis_call('HDEL', older, 's', 'life', 'into', 'turn', 'large')
   for _, entry in ipairs(redis_call('SMEMBERS', docs)) do
     local header = redis_call('HGET', older, entry)
     if is_written(log, entry, written) then
@@ -131,20 +151,26 @@ local function rotate(log, written)
     end
     redis_call('HDEL', older, entry)
   end
-  log.older = text(redis_call('EXISTS', older))
+  return text(redis_call('EXISTS', older))
+end
+
+-- A compact hash is searched from end to end. A value of over 64 bytes makes it a table, whatever the server's settings.
+local function set_life(log)
+  if log.offset >= COMPACT then log.life = format('%-65s', log.life) end
+  redis_call('HSET', log.keys[1], 'life', log.life)
 end
 
 -- Time-outs are renewed hourly, not at each write. `outlive` is a time that the log's epoch must survive; -1: for ever.
 local function look_after(log, outlive, written, heavy)
   local keys, now = log.keys, log.now
-  local keep, generation = match(log.rest, '^(%-?%d+) (%d+)')
+  local older, keep, generation = match(log.life, '^(%d) (%-?%d+) (%d+)')
   keep, generation = tonumber(keep), tonumber(generation)
   local age = now - generation
   if age > DAY or age > OPS_LEAST and (heavy or redis_call('HLEN', keys[1]) > OPS_MANY) then
-    if not log.fresh and generation > 0 then rotate(log, written) end
+    if not log.fresh and generation > 0 then older = rotate(log, written) end
     generation = now
   end
-  log.due = text(now + HOUR)
+  log.due = stamp(now + HOUR)
   redis_call('PEXPIREAT', keys[2], text(now + LOG_LIFE + HOUR))
   redis_call('PEXPIREAT', keys[3], text(now + LOG_LIFE + HOUR))
   if outlive < 0 or keep < 0 then
@@ -154,7 +180,17 @@ local function look_after(log, outlive, written, heavy)
     if outlive + DAY > wanted then wanted = outlive + DAY end
     if wanted > keep then keep = wanted + DAY end
   end
-  log.rest, log.expire = text(keep) .. ' ' .. text(generation), text(keep)
+  log.expire, log.life = text(keep), older .. ' ' .. text(keep) .. ' ' .. text(generation)
+  set_life(log)
+end
+
+-- Whose turn it is at a document, and which: a turn that is over, or was set by a clock that has gone back, does not count.
+local TURN = 50  -- milliseconds
+
+local function turn_counts(log)
+  local what, whose, ends = match(log.turn, '^(%S+) (%S+) (%d+)$')
+  local left = tonumber(ends) - log.now
+  return left > 0 and left <= TURN, what, whose
 end
 
 -- The sweeper is to look at this customer at `time` (milliseconds).
@@ -167,17 +203,24 @@ local function outlives(log, time)
   if time < 0 or log.outlive >= 0 and time > log.outlive then log.outlive = time end
 end
 
+-- An entry of the log, which its subscribers get with its position.
+local function publish(list, position, event)
+  redis_call('RPUSH', list, event)
+  redis_call('SPUBLISH', list, position .. ' ' .. event)
+end
+
 -- Appends `event` (a JSON object without its closing brace) and publishes it. Returns the whole event.
 local function append(log, event)
   local list = log.keys[2]
   local offset = log.offset + 1
   if offset == 1 then redis_call('DEL', list, log.keys[3], log.keys[4]) end  -- nothing of a lost epoch is continued
-  local offset_text = text(offset)
-  log.offset, log.position = offset, offset_text .. ' ' .. log.epoch
-  event = event .. format(',"time":%d}', log.now)
-  redis_call('RPUSH', list, event)
-  if offset > LONGEST_LOG and offset % 64 == 0 then redis_call('LTRIM', list, -LONGEST_LOG, -1) end
-  redis_call('SPUBLISH', list, log.epoch .. ' ' .. offset_text .. ' ' .. event)
+  log.offset, log.position = offset, text(offset) .. ' ' .. log.epoch
+  event = event .. moment_end
+  publish(list, log.position, event)
+  if offset % 64 == 0 then
+    if offset > LONGEST_LOG then redis_call('LTRIM', list, -LONGEST_LOG, -1) end
+    if offset >= COMPACT and #log.life < 65 then set_life(log) end
+  end
   return event
 end
 
@@ -185,23 +228,21 @@ end
 -- `log.fields` may hold more of them, as name, value, name, value. `outlive`: as for `outlives`.
 local function commit(log, result, outlive, field, value)
   local meta, args, count, fields = log.keys[1], log.args, log.count, log.fields
-  if log.now >= tonumber(log.due) or log.offset % 4096 == 0 then
+  if moment_text >= log.due or log.offset % 4096 == 0 then
     look_after(log, outlive, field)
   elseif outlive ~= 0 then
-    local keep = tonumber(match(log.rest, '^%-?%d+'))
+    local keep = match(log.life, '^%d (%-?%d+)') + 0
     if keep >= 0 and (outlive < 0 or outlive + DAY > keep) then look_after(log, outlive, field) end
   end
   if #result > RESULT_LARGE and redis_call('HINCRBY', meta, 'large', #result) > RESULTS_MOST then
     look_after(log, outlive, field, true)
   end
-  local offset = log.offset
   if log.falls_due or log.fresh then
     local time = log.falls_due and text(log.falls_due) or log.expire == '-1' and '+inf' or log.expire
     redis_call('ZADD', log.keys[5], 'LT', time, match(log.keys[1], '}:(.+):meta$'))
   end
-  local state = format('%s %d %s %s %s', log.epoch, offset, log.older, log.due, log.rest)
-  -- A compact hash is searched from end to end. A value of over 64 bytes makes it a table, whatever the server's settings.
-  if offset > COMPACT and #state < 65 then state = format('%-65s', state) end
+  local plain = not log.into and not (log.turn and turn_counts(log)) and byte(log.life) == 48
+  local state = (plain and '1' or '0') .. log.due .. ' ' .. text(log.offset) .. ' ' .. log.epoch
   local record = args[count + 2] .. ':' .. result
   if count == 1 and not fields then
     if field then
@@ -229,7 +270,7 @@ end
 local function read_meta(meta, field)
   local found = redis_call('HMGET', meta, 's', 'into', field or 's')
   local epoch, offset
-  if found[1] then epoch, offset = match(found[1], '^(%x+) (%d+)') end
+  if found[1] then offset, epoch = match(found[1], '^%d+ (%d+) (%x+)$') end
   return epoch, offset or '0', found[2], found[3]
 end
 
@@ -242,7 +283,7 @@ local function log_open(keys)
   epoch = new_epoch()
   local keep = text(milliseconds() + DAY)
   redis_call('DEL', keys[1], keys[2], keys[3], keys[4])
-  redis_call('HSET', keys[1], 's', epoch .. ' 0 0 0 ' .. keep .. ' 0')
+  redis_call('HSET', keys[1], 's', '1' .. NONE .. ' 0 ' .. epoch, 'life', '0 ' .. keep .. ' 0')
   redis_call('PEXPIREAT', keys[1], keep)
   return {'ok', epoch, '0'}
 end

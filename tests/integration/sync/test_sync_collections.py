@@ -79,7 +79,7 @@ class Stored:
     def expire(self, name: str) -> None:
         """Moves the deadline of a whole collection into the past."""
         header = self.header(name)
-        header[3] = "1"
+        header[0] = "1".zfill(13)
         self.raw.hset(self.log.meta, "doc:" + name, " ".join(header))
 
     def expire_entry(self, name: str, key: str) -> None:
@@ -263,7 +263,7 @@ def test_the_bytes_of_entries_that_have_expired_are_free_again(ana: Customer, st
         for number in range(200):
             stored.expire_entry("texts", str(number))
     held.put("a", "b")
-    assert int(stored.header("texts")[2]) == len("a") + len('"b"')
+    assert int(stored.header("texts")[4]) == len("a") + len('"b"')
 
 
 def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) -> None:
@@ -273,7 +273,7 @@ def test_the_sweeper_frees_the_bytes_too(ana: Customer, stored: Stored) -> None:
     for key in "ab":
         stored.expire_entry("coupons", key)
     sweep(ana, stored, "coupons", "map")
-    assert int(stored.header("coupons")[2]) == len("c") + len("3")
+    assert int(stored.header("coupons")[4]) == len("c") + len("3")
     assert held.all() == {"c": 3}
     assert [one for one in stored.header("coupons") if one.startswith("next=")] == []
 
@@ -635,7 +635,7 @@ def test_an_operation_that_finds_nothing_does_not_bring_an_expired_collection_ba
 def test_the_keys_of_a_collection_expire_after_its_deadline(ana: Customer, stored: Stored, raw: Redis) -> None:
     fill(ana)
     for name in NAMES:
-        deadline = int(stored.header(name)[3])
+        deadline = int(stored.header(name)[0])
         assert raw.pexpiretime(stored.key(name)) > deadline, name
         for part in {"kept": ["due"], "kept_work": ["ready", "leased"]}.get(name, []):
             assert raw.pexpiretime(stored.key(name, part)) > deadline, (name, part)
@@ -652,7 +652,7 @@ def test_a_map_whose_entries_have_all_expired_gets_its_time_out_again(
         assert sweep(ana, stored, "kept", "map") == 1
         assert not raw.exists(stored.key("kept"))
     held.put("b", 1)
-    assert raw.pexpiretime(stored.key("kept")) > int(stored.header("kept")[3])
+    assert raw.pexpiretime(stored.key("kept")) > int(stored.header("kept")[0])
 
 
 def test_a_collection_that_loses_its_ttl_keeps_all_its_keys(ana: Customer, stored: Stored, raw: Redis) -> None:
@@ -668,14 +668,14 @@ def test_a_collection_that_loses_its_ttl_keeps_all_its_keys(ana: Customer, store
 
 def test_a_lifetime_ends_however_often_it_is_written(ana: Customer, stored: Stored) -> None:
     ana.collection(short_lived).put("a", 1)
-    deadline = stored.header("short_lived")[3]
+    deadline = stored.header("short_lived")[0]
     ana.collection(short_lived).put("b", 1)
     ana.collection(short_lived).put("c", 1, ttl=HOUR * 2)
-    assert stored.header("short_lived")[3] == deadline
+    assert stored.header("short_lived")[0] == deadline
     stored.expire("short_lived")
     assert ana.collection(short_lived).all() == {}
     ana.collection(short_lived).put("d", 1)
-    assert int(stored.header("short_lived")[3]) >= int(deadline)
+    assert int(stored.header("short_lived")[0]) >= int(deadline)
     assert ana.collection(short_lived).all() == {"d": 1}
 
 
@@ -689,7 +689,7 @@ def test_a_field_collection_lives_as_its_class_says(ana: Customer, stored: Store
     assert ana.state(Shopper).delete()
     assert viewed.all() == [2, 3]
     now = int(stored.raw.time()[0]) * 1000  # type: ignore[index]
-    assert abs(int(stored.header("Shopper.viewed")[3]) - now - 2 * 86_400_000) < 60_000
+    assert abs(int(stored.header("Shopper.viewed")[0]) - now - 2 * 86_400_000) < 60_000
 
 
 # Operation ids
