@@ -3,7 +3,7 @@
 A document is kept while its customer's log is followed. The log's next event about it ends that, as does every doubt that
 an event may be missing: a connection that is lost or silent, a gap, a log that moved to another server. What was read is
 kept only if, by its position, no event about the document came since, and no write of this process ended meanwhile. So a
-value from memory is late by an event's way from the server, and by three seconds at most where a network dies silently.
+value from memory is late by an event's way from the server, and by 3.5 seconds at most where a network dies silently.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Feed:
     def is_live(self, keys: LogKeys) -> bool:
         """Whether the listeners of a log have been given everything, but for what is on its way.
 
-        A connection that dies silently is noticed within three seconds.
+        A connection that dies silently is noticed within 3.5 seconds.
         """
         topic = self._topics.get(keys.topic)
         return topic is not None and topic.is_complete and topic.shard.is_live
