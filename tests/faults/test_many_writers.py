@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from redis import Redis
+
 import omnistate
+from machine import raw_client
+from omnistate.store import Keyspace
 from shop import Cart
 
 WRITER = """
@@ -29,6 +36,13 @@ async def main(url, tenant, writers, times):
 asyncio.run(main(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
 """
 TESTS = str(Path(__file__).parent.parent)
+
+
+def give_turn(raw: Redis, meta: bytes) -> None:
+    """The next 50 ms are some other writer's."""
+    seconds, microseconds = raw.time()  # type: ignore[misc]
+    raw.hset(meta, "turn", f"doc:Cart somebody {seconds * 1000 + microseconds // 1000 + 50}")
+    raw.hset(meta, "s", b"0" + raw.hget(meta, "s")[1:])  # type: ignore[index]
 
 
 async def spawn(url: str, tenant: str, writers: int, times: int) -> asyncio.subprocess.Process:
@@ -52,6 +66,36 @@ async def test_64_writers_of_one_document_in_four_processes(omni: omnistate.Clie
     processes = [await spawn(url, tenant, 16, 1000) for _ in range(4)]
     assert [await process.wait() for process in processes] == [0, 0, 0, 0]
     assert (await omni.customer("ana").state(Cart).get()).items == {"cup": 64_000}
+
+
+@pytest.mark.parametrize("way", ["set", "update", "transaction"])
+async def test_a_write_waits_for_anothers_turn_and_is_not_refused_for_it(
+    omni: omnistate.Client, url: str, tenant: str, way: str
+) -> None:
+    cart, meta = omni.customer("ana").state(Cart), Keyspace(tenant).customer("ana").meta
+    await cart.update(Cart.add, "cup")
+    seen = await cart.read()
+
+    async def write() -> None:
+        if way == "set":
+            await cart.set(Cart(items={"pen": 1}), expect=seen)
+        elif way == "update":
+            await cart.update(lambda value: value.items.update(pen=1))
+        else:
+            async with omni.customer("ana").transaction() as tx:
+                await tx.read(Cart)
+                tx.state(Cart).set(Cart(items={"pen": 1}))
+
+    with contextlib.closing(raw_client(url)) as raw:
+        give_turn(raw, meta)
+        writing, began = asyncio.create_task(write()), time.monotonic()
+        while time.monotonic() - began < 0.15:  # somebody else has turn after turn: one lasts for 50 ms
+            give_turn(raw, meta)
+            await asyncio.sleep(0.005)
+        assert not writing.done()
+        async with asyncio.timeout(5):
+            await writing
+    assert (await cart.get()).items.get("pen") == 1
 
 
 async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(data_dir: Path, tenant: str) -> None:

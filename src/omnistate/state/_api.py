@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
@@ -34,7 +33,7 @@ from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precon
 from omnistate.state._near import NearCache, look_up
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.state._update import MAX_RACES, Call, apply
+from omnistate.state._update import MAX_RACES, Call, apply, in_turn
 from omnistate.store import (
     ACCEPTED,
     LONGEST_LOG,
@@ -52,14 +51,12 @@ from omnistate.store import (
     check_position,
     encode_id,
     new_operation_id,
-    pause,
     read_log,
     run,
 )
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_MOST_TURNS = 1000
 
 
 class Services:
@@ -517,13 +514,12 @@ class StateHandle(Generic[AnyState]):
         raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
     async def _execute(self, command: Command[Reply]) -> Reply:
-        """Waits while it is another writer's turn: a few milliseconds, and only on a document that is fought over."""
-        for _ in range(_MOST_TURNS):
-            reply = await self._services.link.execute(command)
-            if not isinstance(reply, Wait):
-                return reply
-            await pause(random.random() * 0.002)
-        raise Conflict(f"{self.target.name} is written by too many others: call again, or write to it less often")
+        reply = await self._services.link.execute(command)
+        return (
+            reply
+            if not isinstance(reply, Wait)
+            else await run(in_turn(self.target, command), self._services.link.execute)
+        )
 
     def _written(self, reply: Reply) -> Stored:
         self._services.combiner.seen.forget(self.target.document)

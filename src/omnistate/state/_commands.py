@@ -69,10 +69,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The precondition did not hold, or it is another writer's turn: this is the document now."""
+    """The precondition did not hold: this is the document now."""
 
     held: Held
-    reason: str = "version"  # or "turn", or "class": it has the shape of another version of the class
+    reason: str = "version"  # or "turn": another writer is next; or "class": it has the shape of another class version
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Wait:
-    """It is the turn of a writer that has waited long: try again in a moment."""
+    """The precondition holds, and it is the turn of a writer that has waited long: try again in a moment."""
 
 
 Reply = Stored | Refused | Done | Wait

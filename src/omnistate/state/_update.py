@@ -23,8 +23,10 @@ from omnistate.errors import (
 from omnistate.state._commands import (
     Done,
     Refused,
+    Reply,
     Stored,
     Target,
+    Wait,
     read,
     read_outcome,
     write,
@@ -32,11 +34,12 @@ from omnistate.state._commands import (
 from omnistate.state._known import Known, Seen
 from omnistate.state._model import ABSENT, Written
 from omnistate.state._schema import Schema
-from omnistate.store import Durability, Flow, Pause, Position, call, new_operation_id
+from omnistate.store import Command, Durability, Flow, Pause, Position, call, new_operation_id
 
 MAX_RACES = 100  # tries before `update` gives up with Conflict
 MAX_BATCH = 128  # callers that share one write
 _PATIENCE = 10  # races that are simply tried again; then a turn is asked for
+_MOST_TURNS = 1000  # times that a write waits for other writers' turns
 _NOWHERE = Position("", 0)
 
 
@@ -119,16 +122,17 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
                 continue
             if patch is None:
                 return _settle(waiting, known.version)
-        reply = yield from call(
-            write(
-                target,
-                patch,
-                ids=[one.operation_id for one in live],
-                expect=known.version or ABSENT,
-                digest=live[0].digest,
-                turn=turn,
-            )
+        command = write(
+            target,
+            patch,
+            ids=[one.operation_id for one in live],
+            expect=known.version or ABSENT,
+            digest=live[0].digest,
+            turn=turn,
         )
+        reply = yield from call(command)
+        if isinstance(reply, Wait):
+            reply = yield from in_turn(target, command)
         if isinstance(reply, Stored):
             seen.writes += 1
             if not known.is_volatile and not schema.rewrites:
@@ -144,7 +148,7 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
             if reply.reason == "turn":
                 yield Pause(random.random() * 0.001)
             continue
-        assert isinstance(reply, Done)  # a write that names a version is never told to wait
+        assert isinstance(reply, Done)
         seen.forget(target.document)
         waiting = yield from _find_done(schema, target, waiting, live, reply)
         if not waiting:
@@ -153,6 +157,16 @@ def apply(  # noqa: C901 - the turns that an optimistic write may take, in one p
     raise Conflict(
         f"{target.name} was changed by others {MAX_RACES} times in a row: call again, or write to it less often"
     )
+
+
+def in_turn(target: Target, command: Command[Reply]) -> Flow[Reply]:
+    """Sends a write again that was told to wait: a few milliseconds, and only on a document that is fought over."""
+    for _ in range(_MOST_TURNS):
+        yield Pause(random.random() * 0.002)
+        reply = yield from call(command)
+        if not isinstance(reply, Wait):
+            return reply
+    raise Conflict(f"{target.name} is written by too many others: call again, or write to it less often")
 
 
 def _run_all(schema: Schema[Any], calls: Sequence[Call], known: Known) -> tuple[bytes, Any]:

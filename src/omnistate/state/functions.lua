@@ -257,13 +257,12 @@ local function check_write(log, part, args, at, last, alone)
   local replace = plan.replace
   if plan.turn then token, last = args[last], last - 1 end
   local version, bytes, collected, class, more = look(header, now)
-  if log.turn and others_turn(log, entry, token) then
-    return expected == '*' and {'wait'} or refused(log, part.key, header, version, 'turn')
-  end
+  local must_wait = log.turn and others_turn(log, entry, token)
   if not meets(version, expected) then
-    if token ~= '' then take_turn(log, entry, token) end
-    return refused(log, part.key, header, version, 'version')
+    if token ~= '' and not must_wait then take_turn(log, entry, token) end
+    return refused(log, part.key, header, version, must_wait and 'turn' or 'version')
   end
+  if must_wait then return {'wait'} end
   if more and more ~= '' then
     header = ended_since(log, part, entry, expected)
     if header then return refused(log, part.key, header, version, 'version') end

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
@@ -35,7 +34,7 @@ from omnistate.state._model import ABSENT, ANY, AnyState, Change, Expect, Precon
 from omnistate.state._near import look_up
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.state._update import MAX_RACES, Call, apply
+from omnistate.state._update import MAX_RACES, Call, apply, in_turn
 from omnistate.store import (
     ACCEPTED,
     LONGEST_LOG,
@@ -54,13 +53,12 @@ from omnistate.store import (
 )
 from omnistate.sync._combiner import Combiner
 from omnistate.sync._feed import Feed, Inbox
-from omnistate.sync._flow import pause, run
+from omnistate.sync._flow import run
 from omnistate.sync._link import Executor
 from omnistate.sync._near import NearCache
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_MOST_TURNS = 1000
 
 
 class Services:
@@ -516,13 +514,8 @@ class StateHandle(Generic[AnyState]):
         raise Conflict(f"{self.target.name} was changed by others {MAX_RACES} times in a row: call again")
 
     def _execute(self, command: Command[Reply]) -> Reply:
-        """Waits while it is another writer's turn: a few milliseconds, and only on a document that is fought over."""
-        for _ in range(_MOST_TURNS):
-            reply = self._services.link.execute(command)
-            if not isinstance(reply, Wait):
-                return reply
-            pause(random.random() * 0.002)
-        raise Conflict(f"{self.target.name} is written by too many others: call again, or write to it less often")
+        reply = self._services.link.execute(command)
+        return reply if not isinstance(reply, Wait) else run(in_turn(self.target, command), self._services.link.execute)
 
     def _written(self, reply: Reply) -> Stored:
         self._services.combiner.seen.forget(self.target.document)
