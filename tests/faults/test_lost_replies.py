@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import resource
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import omnistate
+from machine import Server, raw_client
 from omnistate import CUSTOMER
 from omnistate.store import _connection, _link
 from proxy import Proxy
@@ -117,6 +119,41 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_connection, _link):
         monkeypatch.setattr(module, "MAX_IN_FLIGHT", IN_FLIGHT)
     monkeypatch.setattr(_link, "MAX_WAITING", WAITING)
+
+
+async def test_a_refusal_after_a_lost_reply_does_not_say_that_nothing_was_applied(
+    mortal_valkey: Server, tenant: str
+) -> None:
+    """The server runs full in between: the second try is refused, while the first one was applied."""
+    with contextlib.closing(raw_client(mortal_valkey.url)) as raw:
+        async with Proxy(mortal_valkey.port) as proxy, omnistate.connect(proxy.url, tenant=tenant) as omni:
+            cart = omni.customer("ana").state(Cart)
+            await cart.get()
+            proxy.on_loss = lambda: cast("None", raw.config_set("maxmemory", 1))
+            proxy.lose_next_reply_to = b"_state_write"
+            with pytest.raises(omnistate.AmbiguousWrite) as raised:
+                await cart.increment("visits")
+            assert isinstance(raised.value.__cause__, omnistate.OutOfMemory)
+            raw.config_set("maxmemory", 0)
+            assert await omni.outcome(raised.value) is not None
+            assert (await cart.get()).visits == 1
+
+
+@pytest.mark.parametrize("gone", ["functions", "server"])
+async def test_a_server_that_comes_back_without_functions_gets_them_again(
+    mortal_valkey: Server, tenant: str, gone: str
+) -> None:
+    """Also where the connection is lost while they are loaded."""
+    with contextlib.closing(raw_client(mortal_valkey.url)) as raw:
+        async with Proxy(mortal_valkey.port) as proxy, omnistate.connect(proxy.url, tenant=tenant) as omni:
+            cart = omni.customer("ana").state(Cart)
+            await cart.increment("visits")
+            raw.function_flush()
+            if gone == "server":
+                proxy.lose_next_reply_to = b"\r\nLOAD\r\n"
+                proxy.on_loss = mortal_valkey.crash
+            assert await cart.increment("visits") == 2
+            assert proxy.lost == (gone == "server")
 
 
 async def test_calls_wait_for_room_before_they_are_refused(proxy: Proxy, tenant: str, narrow: None) -> None:

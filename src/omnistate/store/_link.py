@@ -235,7 +235,13 @@ class Link:
             if self._closed:
                 _refuse(command, trial, NotConnected())
             if reply is not None:
-                target = await self._heed(str(reply), node, trial)
+                try:
+                    target = await self._heed(str(reply), node, trial)
+                except (ConnectionLost, StoreUnavailable) as lost:
+                    target, trial.said = None, str(lost)
+                    await trial.rest()
+                except OmnistateError as error:
+                    _refuse(command, trial, error)
             if trial.sent and not self._budget.take():
                 await trial.rest(at_least=LONGEST_PAUSE)
             if now() >= trial.deadline:
@@ -309,8 +315,8 @@ class Link:
     async def _heed(self, message: str, node: Node, trial: _Trial) -> Node | None:
         """Does what an error reply asks for, and returns where the command is to be sent. Raises what no try will mend."""
         if is_function_missing(message) and node not in trial.reloaded:
-            trial.reloaded.add(node)
             await node.load_library(await self._connect(node, trial.deadline))
+            trial.reloaded.add(node)
             return node
         target = self._redirect(message, node)
         if target is None and not is_passing(message):
