@@ -12,7 +12,16 @@ from omnistate.state._commands import Target
 from omnistate.state._model import Expect, Precondition, Snapshot
 from omnistate.state._schema import Schema
 from omnistate.state._seal import Keyring
-from omnistate.store import LogKeys, OwnOperationId, Position, check_duration, check_operation_id, digest_of, encode_id
+from omnistate.store import (
+    Keys,
+    LogKeys,
+    OwnOperationId,
+    Position,
+    check_duration,
+    check_operation_id,
+    digest_of,
+    encode_id,
+)
 
 _json = msgspec.json.Encoder().encode
 
@@ -41,6 +50,13 @@ def target_of(
     keyring: Keyring | None = None,
 ) -> Target:
     """The document of this class. `owner` is (what, id) when it is not the customer's own."""
+    what = (schema, origin, owner, keyring)
+    return log.making(what, lambda: _make_target(log, schema, origin, owner, keyring))
+
+
+def _make_target(
+    log: LogKeys, schema: Schema[Any], origin: Origin, owner: tuple[str, str] | None, keyring: Keyring | None
+) -> Target:
     name = schema.name
     entry = name if owner is None else f"{name}:{owner[0]}:{encode_id(owner[1])}"
     document = log.key("doc", entry)
@@ -51,7 +67,15 @@ def target_of(
     own += [log.index(f"{name}.{index}") for index in schema.indexes.names]
     who = b"{" + origin.members().lstrip(b",") + b"}"
     return Target(
-        log, document, schema, head + origin.members(), (*log.written, *own), "doc:" + entry, keyring, who, tuple(own)
+        log,
+        document,
+        schema,
+        head + origin.members(),
+        Keys((*log.written, *own)),
+        "doc:" + entry,
+        keyring,
+        who,
+        tuple(own),
     )
 
 

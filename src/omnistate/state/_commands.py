@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from omnistate.errors import InvalidValue, OperationIdReused, QuotaExceeded, Sch
 from omnistate.state._model import ANY, Expect, Precondition
 from omnistate.state._schema import Flat, Schema
 from omnistate.state._seal import Keyring
-from omnistate.store import DIGEST_SIZE, Argument, Command, LogKeys, Position, merged_error, spell_operation
+from omnistate.store import DIGEST_SIZE, Argument, Command, Keys, LogKeys, Position, merged_error, spell_operation
 
 T = TypeVar("T")
 _INTEGER = re.compile(rb"-?\d{1,16}")
@@ -35,7 +35,7 @@ class Target:
     document: bytes
     schema: Schema[Any]
     head: bytes  # the beginning of every event about it, a JSON object without its closing brace
-    keys: tuple[bytes, ...]
+    keys: Keys
     entry: str  # the field of its header
     keyring: Keyring | None = None
     origin: bytes = b"{}"  # who acts, as JSON
@@ -101,9 +101,9 @@ class Patch(msgspec.Struct, frozen=True):
     ttl_ms: int | None = None  # instead of the class's; -1 keeps the deadline that there is
 
     @property
-    def is_one(self) -> bool:
-        """Whether it sets one field, and no more: what most changes are."""
-        return len(self.sets) == 1 and not (self.drops or self.steps or self.replace or self.rewrite)
+    def asks_for_more(self) -> bool:
+        """Whether it does anything but to set fields and to add to them."""
+        return bool(self.drops or self.replace or self.rewrite or self.until or self.indexes) or self.ttl_ms is not None
 
     def applied(self, flat: Flat) -> tuple[Flat, list[int]]:
         """The fields after it, and the sums of its steps. Raises `InvalidValue`."""
@@ -140,9 +140,23 @@ def write(
     turn: str = "",
 ) -> Command[Reply]:
     """One write of one document. `turn` asks for the next turn if it is refused."""
-    arguments: list[Argument] = [len(ids), *[spell_operation(one) for one in ids], digest]
-    arguments += _write_arguments(target, patch, expect, turn)
+    arguments: list[str | bytes] = [str(len(ids)), *map(spell_operation, ids), digest]
+    arguments += (turn == "" and _one_change(target, patch, expect)) or _write_arguments(target, patch, expect, turn)
     return Command("state_write", target.keys, arguments, partial(_parse_write, target), ids[0])
+
+
+def _one_change(target: Target, patch: Patch, expect: Precondition) -> list[str | bytes] | None:
+    """What `_write_arguments` gives, at a third of its cost, where one field or entry changes and no more is asked for."""
+    schema, sets, steps = target.schema, patch.sets, patch.steps
+    if schema.how_one is None or len(sets) + len(steps) != 1 or patch.asks_for_more:
+        return None
+    if steps:
+        ((name, amount),) = steps
+        before, after = _around(name)
+        return [target.entry, expected(expect), schema.how_one[1], target.head + before, name, b"%d" % amount, after]
+    ((name, value),) = sets.items()
+    before, after = _around(name)
+    return [target.entry, expected(expect), schema.how_one[0], target.head + before + value + after, name, value]
 
 
 def _parse_write(target: Target, reply: bytes | list[Any]) -> Reply:
@@ -156,28 +170,24 @@ def _parse_write(target: Target, reply: bytes | list[Any]) -> Reply:
     return _not_written(target, reply)
 
 
-def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: str = "") -> list[Argument]:
-    schema, drops = target.schema, patch.drops
+def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: str = "") -> list[str | bytes]:
+    schema, drops, steps = target.schema, patch.drops, patch.steps
     sets = schema.pack(patch.sets, target.document, target.keyring)
-    if len(sets) + len(drops) + len(patch.steps) > MAX_FIELDS:
+    if len(sets) + len(drops) + len(steps) > MAX_FIELDS:
         raise InvalidValue(
             f"{target.name} has more than {MAX_FIELDS:,} fields and entries: split it into several states"
         )
-    described = describe(schema, patch, sets)
-    event, *after = described.split(_HOLE) if patch.steps else (described,)
+    event, *after = describe(schema, patch, sets).split(_HOLE) if steps else (describe(schema, patch, sets),)
     mode = "rewrite" if patch.rewrite else "replace" if patch.replace else "patch"
     ttl_ms = schema.ttl_ms if patch.ttl_ms is None else patch.ttl_ms
-    how = (
-        f"{mode} {ttl_ms} {schema.lifetime_ms} {schema.packing.name} {schema.writes} "
-        f"{len(sets)} {len(drops)} {len(patch.steps)} {1 if turn else 0}"
-    )
-    arguments: list[Argument] = [target.entry, expected(expect), how, target.head + event]
-    for (field, amount), text in zip(in_order(patch.steps), after, strict=True):
-        arguments += (field, amount, text)
+    how = schema.how(mode, len(sets), len(drops), len(steps), ttl_ms=ttl_ms, has_turn=turn != "")
+    arguments: list[str | bytes] = [target.entry, expected(expect), how, target.head + event]
+    for (field, amount), text in zip(in_order(steps), after, strict=True):
+        arguments += (field, b"%d" % amount, text)
     arguments += chain.from_iterable(sets.items())
     arguments += drops
     for field, milliseconds in patch.until:
-        arguments += ("until", field, milliseconds)
+        arguments += ("until", field, b"%d" % milliseconds)
     for index, score in patch.indexes:
         arguments += ("index", index, score)
     if schema.history is not None:
@@ -187,10 +197,10 @@ def _write_arguments(target: Target, patch: Patch, expect: Precondition, turn: s
     return arguments
 
 
-def _history_arguments(target: Target) -> tuple[Argument, ...]:
+def _history_arguments(target: Target) -> tuple[str | bytes, ...]:
     history = target.schema.history
     assert history is not None
-    return ("history", history.changes, history.age // timedelta(milliseconds=1), target.origin)
+    return ("history", b"%d" % history.changes, b"%d" % (history.age // timedelta(milliseconds=1)), target.origin)
 
 
 def write_part(target: Target, patch: Patch, expect: Precondition = ANY) -> Part:
@@ -340,9 +350,9 @@ def sums_of(result: bytes) -> list[int]:
 
 
 def _stored(reply: bytes) -> Stored:
-    if b"\n" not in reply:
-        return Stored(parse_version(reply))
-    return Stored(parse_version(reply.partition(b"\n")[0]), sums_of(reply)[0])
+    version, _, sums = reply.partition(b"\n")
+    offset, _, epoch = version.partition(b" ")
+    return Stored(Position(epoch.decode(), int(offset)), int(sums.partition(b" ")[0]) if sums else 0)
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -416,10 +426,8 @@ _json = msgspec.json.Encoder().encode
 _HOLE = b"\0"  # where the server writes a sum: JSON never holds this byte
 
 
-def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:  # noqa: C901 - the forms of a change, one by one
+def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:
     """A patch as members of an event: `set` and `unset` whole fields, `put` and `drop` entries of mapping fields."""
-    if patch.is_one and schema.writes == 1 and schema.packing.is_plain:
-        return _describe_one(*next(iter(patch.sets.items())))
     whole: list[bytes] = []
     unset: list[bytes] = []
     puts: dict[bytes, list[bytes]] = {}
@@ -455,12 +463,13 @@ def describe(schema: Schema[Any], patch: Patch, stored: Flat) -> bytes:  # noqa:
     return members
 
 
-def _describe_one(name: bytes, value: bytes) -> bytes:
-    """The event of one field or entry that has another value."""
+@lru_cache(maxsize=4096)
+def _around(name: bytes) -> list[bytes]:
+    """The event of one field or entry that has another value: what is before the value, and after it."""
     field, entry, key = name.partition(b":")
     if entry:
-        return b',"put":{"%b":{%b:%b}}' % (field, _json(key.decode()), value)
-    return b',"set":{"%b":%b}' % (field, value)
+        return [b',"put":{"%b":{%b:' % (field, _json(key.decode())), b"}}"]
+    return [b',"set":{"%b":' % field, b"}"]
 
 
 def _for_events(schema: Schema[Any], sets: Flat, stored: Flat) -> Iterator[tuple[bytes, bytes]]:

@@ -49,6 +49,7 @@ class Schema(Generic[S]):
         "copies",
         "fields",
         "history",
+        "how_one",
         "indexes",
         "is_near",
         "known",
@@ -102,11 +103,21 @@ class Schema(Generic[S]):
             field.name: field.encode_name.encode() for field in info.fields if field.encode_name not in self.mappings
         }
         self.indexes = Indexes(kind, options, plain)
+        is_brief = self.writes == 1 and self.packing.is_plain and self.history is None
+        self.how_one = (self.how("patch", 1, 0, 0), self.how("patch", 0, 0, 1)) if is_brief else None
         for index in self.indexes.names:
             if self.packing.encrypted is True or (index in plain and self.packing.is_sealed(plain[index])):
                 raise InvalidDeclaration(f"{name}.{index} is encrypted, and an index would tell its value")
         renamed = {field.name: field.encode_name for field in info.fields}
         self._decode_parts = msgspec.json.Decoder(msgspec.defstruct(f"{name}Parts", parts, rename=renamed)).decode
+
+    def how(
+        self, mode: str, sets: int, drops: int, steps: int, *, ttl_ms: int | None = None, has_turn: bool = False
+    ) -> str:
+        """How a write of the class is done, as functions.lua reads it; so many fields are set, dropped and added to."""
+        ttl_ms = self.ttl_ms if ttl_ms is None else ttl_ms
+        counts = f"{sets} {drops} {steps} {1 if has_turn else 0}"
+        return f"{mode} {ttl_ms} {self.lifetime_ms} {self.packing.name} {self.writes} {counts}"
 
     def default(self) -> S:
         return self._kind()

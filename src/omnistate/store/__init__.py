@@ -1,8 +1,8 @@
 """Connection, key names, server-side library and log. For the other slices: users import from `omnistate`."""
 
 from omnistate.store._binary import find_binary
-from omnistate.store._command import DIGEST_SIZE, Argument, Command, digest_of, new_operation_id
-from omnistate.store._connection import ConnectionLost, pack
+from omnistate.store._command import DIGEST_SIZE, Argument, Command, Keys, digest_of, new_operation_id, pack
+from omnistate.store._connection import ConnectionLost
 from omnistate.store._datadir import default_data_dir, running_url
 from omnistate.store._durability import ACCEPTED, SYNCED, Durability, replicated
 from omnistate.store._embedded import EmbeddedServer
@@ -62,6 +62,7 @@ __all__ = [
     "Feed",
     "Flow",
     "Inbox",
+    "Keys",
     "Keyspace",
     "Leave",
     "Link",

@@ -6,8 +6,11 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+
+import hiredis
 
 T = TypeVar("T")
 Argument = bytes | str | int
@@ -40,6 +43,28 @@ def digest_of(said: Iterable[object]) -> str:
         text = one if isinstance(one, bytes) else str(one).encode()
         digest.update(len(text).to_bytes(4, "big") + text)
     return digest.hexdigest()
+
+
+def pack(*words: Argument) -> bytes:
+    """A command as it goes over the wire."""
+    return cast(bytes, hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub knows tuples of one
+
+
+class Keys(tuple[bytes, ...]):  # noqa: SLOT001 - a tuple can have no slots
+    """Keys that many calls name: what they are on the wire is worked out once.
+
+    A command on them has no integers among its arguments.
+    """
+
+    @cached_property
+    def packed(self) -> bytes:
+        """Their number, and each of them."""
+        return words_of(pack(b"%d" % len(self), *self))
+
+
+def words_of(packed: bytes) -> bytes:
+    """Packed words without their number, to put some together."""
+    return packed[packed.index(b"\n") + 1 :]
 
 
 class Command(Generic[T]):

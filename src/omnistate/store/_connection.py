@@ -20,11 +20,6 @@ MAX_IN_FLIGHT = 20_000  # commands of one connection that wait for their replies
 _BATCH = 16  # so many commands are sent at once: the server works on them while the next are made here
 
 
-def pack(*words: str | bytes | int) -> bytes:
-    """A command as it goes over the wire."""
-    return cast(bytes, hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub knows tuples of one
-
-
 class ConnectionLost(ConnectionError):
     """The connection ended before the reply: whether the command was applied is unknown."""
 

@@ -20,8 +20,8 @@ from omnistate.errors import (
     StoreError,
     StoreUnavailable,
 )
-from omnistate.store._command import Command
-from omnistate.store._connection import Connection, ConnectionLost, pack
+from omnistate.store._command import Command, pack
+from omnistate.store._connection import Connection, ConnectionLost
 from omnistate.store._node import Node, say
 
 _MOST_REPLICAS = 100

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import hiredis
 
 from omnistate.errors import NotConnected, OmnistateError, PositionLost, StoreError
-from omnistate.store._command import Command
-from omnistate.store._connection import Connection, pack
+from omnistate.store._command import Command, pack
+from omnistate.store._connection import Connection
 from omnistate.store._keys import LogKeys
 from omnistate.store._link import Link
 from omnistate.store._log import LONGEST_LOG, Entry, open_log, read_log

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias, TypeVar
 import hiredis
 
 from omnistate.errors import LibraryMissing, PermissionRefused, StoreUnavailable
-from omnistate.store._connection import Connection, pack
+from omnistate.store._command import pack
+from omnistate.store._connection import Connection
 from omnistate.store._library import Library
 from omnistate.store._replies import to_error
 from omnistate.store._url import Endpoint

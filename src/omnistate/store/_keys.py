@@ -21,16 +21,20 @@ import hashlib
 import re
 import zlib
 from binascii import crc_hqx
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
-from typing import Self
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from omnistate.errors import InvalidId, InvalidInput
 
+T = TypeVar("T")
 MAX_ID_BYTES = 256
+_LOGS = 2048  # whose keys are kept: a handle that is made for each request costs a look-up
+_MADE_OF_ONE = 16
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,256}")
 
 
@@ -100,6 +104,16 @@ class LogKeys:
     log: bytes
     written: tuple[bytes, ...]  # declared by every write, in this order
     common: bytes  # what the keys of its partition begin with
+    made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  # of `making`
+
+    def making(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What is made of these keys, made once as long as it is asked for."""
+        found = self.made.get(what)
+        if found is None:
+            if len(self.made) >= _MADE_OF_ONE:
+                self.made.clear()
+            found = self.made[what] = make()
+        return cast("T", found)
 
     @property
     def topic(self) -> bytes:
@@ -143,11 +157,12 @@ def partition_of(name: str) -> int:
 class Keyspace:
     """The keys of one tenant."""
 
-    __slots__ = ("_identity_secret", "_tenant")
+    __slots__ = ("_identity_secret", "_log_of", "_tenant")
 
     def __init__(self, tenant: str, *, identity_secret: bytes = b"") -> None:
         self._tenant = encode_id(tenant, "tenant")
         self._identity_secret = identity_secret[:64]
+        self._log_of = lru_cache(_LOGS)(self._make_log)
 
     def customer(self, customer: str) -> LogKeys:
         return self.log("c." + encode_id(customer, "customer id"))
@@ -161,6 +176,9 @@ class Keyspace:
 
     def log(self, name: str) -> LogKeys:
         """The log of this name in keys, as `agenda` lists it."""
+        return self._log_of(name)
+
+    def _make_log(self, name: str) -> LogKeys:
         common = self.partition(partition_of(name))
         prefix = common + name.encode() + b":"
         meta, log = prefix + b"meta", prefix + b"log"

@@ -22,8 +22,8 @@ from omnistate.errors import (
     StoreError,
     StoreUnavailable,
 )
-from omnistate.store._command import Argument, Command
-from omnistate.store._connection import MAX_IN_FLIGHT, Connection, ConnectionLost, pack
+from omnistate.store._command import Command, Keys, pack, words_of
+from omnistate.store._connection import MAX_IN_FLIGHT, Connection, ConnectionLost
 from omnistate.store._durability import Durability, Lane
 from omnistate.store._library import Library
 from omnistate.store._node import FIRST_PAUSE, LONGEST_PAUSE, Locate, Node
@@ -185,15 +185,19 @@ class Link:
 
     def packed(self, command: Command[Any]) -> bytes:
         """The call as it goes over the wire."""
-        return pack(*self.words(command))
-
-    def words(self, command: Command[Any]) -> tuple[Argument, ...]:
-        """The call, word by word."""
+        keys, arguments = command.keys, command.arguments
         function = self._functions.get(command.function)
         if function is None:
-            function = self._functions[command.function] = self._library.function(command.function)
-        keys = command.keys
-        return (b"FCALL", function, len(keys), *keys, *command.arguments)
+            packed = words_of(pack(b"FCALL", self._library.function(command.function)))
+            function = self._functions[command.function] = packed
+        if type(keys) is Keys:
+            named = keys.packed
+        else:  # hiredis 3.5 crashes when a signal comes just as it spells an integer
+            named = words_of(pack(b"%d" % len(keys), *keys))
+            arguments = [b"%d" % word if word.__class__ is int else word for word in arguments]
+        said = pack(*arguments)
+        count = b"*%d\r\n" % (3 + len(keys) + len(arguments))
+        return b"".join((count, function, named, said[said.index(b"\n") + 1 :]))
 
     async def persist(
         self,

@@ -10,7 +10,8 @@ from typing import Any
 from weakref import WeakSet
 
 from omnistate.errors import NotConnected, StoreUnavailable
-from omnistate.store._connection import Connection, ConnectionLost, open_connection, pack
+from omnistate.store._command import pack
+from omnistate.store._connection import Connection, ConnectionLost, open_connection
 from omnistate.store._greeting import Exchange, arriving, converse, greeting, loading, logging_in, said
 from omnistate.store._library import Library
 from omnistate.store._url import Endpoint

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import hiredis
 
 from omnistate.errors import ServerFailed
-from omnistate.store._connection import open_connection, pack
+from omnistate.store._command import pack
+from omnistate.store._connection import open_connection
 from omnistate.store._hold import private
 from omnistate.store._replies import to_error
 from omnistate.store._url import Endpoint

@@ -16,7 +16,8 @@ from typing import Any
 import hiredis
 
 from omnistate.errors import StoreError
-from omnistate.store._connection import Connection, ConnectionLost, open_connection, pack
+from omnistate.store._command import pack
+from omnistate.store._connection import Connection, ConnectionLost, open_connection
 from omnistate.store._library import Library
 from omnistate.store._link import Link
 from omnistate.store._node import LONGEST_PAUSE, log_in

@@ -18,7 +18,7 @@ from omnistate.store import Command, Durability, Node, meta_of
 from omnistate.store import Link as AsyncLink
 from omnistate.sync._background import Background
 from omnistate.sync._pool import Pool
-from omnistate.sync._wire import Wire, packed
+from omnistate.sync._wire import Wire
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Link:
         wire: Wire | None = None
         try:
             wire = pool.take()
-            reply = None if wire is None else wire.ask(packed(self.behind.words(command)))
+            reply = None if wire is None else wire.ask(self.behind.packed(command))
         except OSError as lost:
             assert wire is not None
             wire.close()
@@ -114,7 +114,7 @@ class _Several:
                 if wire is None:
                     self._hand_over(places, sent=False)
                     continue
-                wire.send(b"".join([packed(behind.words(self._commands[at])) for at in places]))
+                wire.send(b"".join([behind.packed(self._commands[at]) for at in places]))
             except OSError as lost:
                 assert wire is not None
                 wire.close()

@@ -483,11 +483,10 @@ class StateHandle(Generic[AnyState]):
     def _store(
         self, patch: Patch, expect: Precondition = ANY, operation_id: str | None = None, digest: str = ""
     ) -> Stored:
-        ids = [operation_id or new_operation_id()]
-        indexes = self.schema.indexes
-        if not self.schema.rewrites and not (indexes.has_computed and not patch.indexes):
-            if indexes.names and not patch.indexes:
-                scores = indexes.of_changes(patch.sets, patch.drops, patch.steps)
+        ids, schema = [operation_id or new_operation_id()], self.schema
+        if not schema.rewrites and (patch.indexes or not schema.indexes.has_computed):
+            if schema.indexes.names and not patch.indexes:
+                scores = schema.indexes.of_changes(patch.sets, patch.drops, patch.steps)
                 patch = msgspec.structs.replace(patch, indexes=scores)
             reply = self._execute(write(self.target, patch, ids=ids, expect=expect, digest=digest))
             if isinstance(reply, Stored):

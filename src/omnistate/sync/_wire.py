@@ -10,7 +10,7 @@ from typing import Any
 
 import hiredis
 
-from omnistate.store import Argument, ConnectionLost, Endpoint, Exchange, pack
+from omnistate.store import ConnectionLost, Endpoint, Exchange
 
 _CHUNK = 65536
 
@@ -77,11 +77,6 @@ class Wire:
 
     def __del__(self) -> None:
         self._socket.close()
-
-
-def packed(words: tuple[Argument, ...]) -> bytes:
-    """A command as it goes over the wire. hiredis 3.5 crashes when a signal comes just as it spells an integer."""
-    return pack(*[b"%d" % word if word.__class__ is int else word for word in words])
 
 
 def dial(endpoint: Endpoint, greeting: Exchange[None], *, stall: float) -> Wire:
