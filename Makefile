@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO_ARGS ?=
 EXAMPLES ?= 6
+SIDE_BY_SIDE ?= -n 2 --dist loadfile
 
 .PHONY: help demo test test-unit test-faults test-matrix lint format bench bench-bulk lock wheel clean setup
 
@@ -17,17 +18,17 @@ help:  ## this text
 demo: $(VENV)/.demo  ## open a page with one customer on four channels; needs Python >= 3.11 and nothing else
 	@$(BIN)/omnistate demo $(DEMO_ARGS)
 
-test: setup  ## all tests, on real servers (some ten minutes)
-	@$(BIN)/python -m pytest
+test: setup  ## all tests, on real servers, two files at a time (six minutes)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-unit: $(VENV)/.dev  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit -q
 
 test-faults: setup  ## lost replies, crashes and clock steps, with many more random runs (EXAMPLES=6: times as many)
-	@OMNISTATE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults tests/integration/test_*_model.py
+	@OMNISTATE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/faults tests/integration/test_*_model.py
 
 test-matrix: setup  ## all tests on each kind of server: Redis 7.0, 8.2 and with TLS, Valkey, clusters, Sentinels (half an hour)
-	@$(BIN)/python -m pytest --servers valkey,redis,redis_8,tls,cluster,redis_cluster,sentinel
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --servers valkey,redis,redis_8,tls,cluster,redis_cluster,sentinel
 
 lint: $(VENV)/.dev  ## style, types, layers, what is written by tools, lock files
 	$(BIN)/ruff check .

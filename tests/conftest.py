@@ -17,8 +17,6 @@ from machine import DURABLE, Server, SteppedServer, TlsServer, raw_client, redis
 from omnistate.ops import LocalCluster, LocalSentinel, LocalSettings
 from omnistate.store._binary import find_binary
 
-MEASURED = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Server]:
@@ -134,13 +132,16 @@ def raw(url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> list[str]:
-    """Lines that are told at the end of the run: pauses, losses."""
-    return request.config.stash.setdefault(MEASURED, [])
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tells a line at the end of the run: a pause, what was lost."""
+    return lambda line: request.node.user_properties.append(("measured", line))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(MEASURED, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        one for word in ("passed", "failed") for one in terminalreporter.stats.get(word, []) if one.when == "call"
+    ]
+    lines = [line for report in reports for what, line in report.user_properties if what == "measured"]
     if lines:
         terminalreporter.section("measured")
         for line in lines:

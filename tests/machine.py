@@ -82,9 +82,13 @@ def subscribers(raw: Redis, topic: bytes) -> int:
 
 
 def free_block() -> int:
-    """The first of six ports that are free, as are those 10,000 and 20,000 above; none that outgoing connections get."""
+    """The first of six ports that are free, as are those 10,000 and 20,000 above; none that outgoing connections get.
+
+    Test processes that run side by side get different ones.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     while True:
-        first = random.randrange(10_000, 12_700)
+        first = 10_000 + random.randrange(100) * 24 + worker * 6
         if all(_is_free(first + above + number) for above in (0, 10_000, 20_000) for number in range(6)):
             return first
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,7 +59,12 @@ async def primary_of(servers: LocalServers) -> Node:
 
 @pytest.mark.parametrize(("how", "durability"), WAYS, ids=str)
 async def test_callers_see_a_pause_when_a_primary_is_replaced(
-    servers: LocalServers, load: Load, how: str, durability: Durability, settings: LocalSettings, measured: list[str]
+    servers: LocalServers,
+    load: Load,
+    how: str,
+    durability: Durability,
+    settings: LocalSettings,
+    measured: Callable[[str], None],
 ) -> None:
     if how == "planned plainly" and isinstance(servers, LocalCluster):
         pytest.skip("a cluster knows one way")
@@ -87,7 +92,7 @@ async def test_callers_see_a_pause_when_a_primary_is_replaced(
         DOWN_AFTER.total_seconds() + 2.5 if isinstance(servers, LocalSentinel) else 2 * NODE_TIMEOUT.total_seconds() + 1
     )
     wanted = f" (wanted: {unplanned:g})" if how in ("killed", "paused") else ""
-    measured.append(
+    measured(
         f"{settings.binary and settings.binary.name} {type(servers).__name__} {how}, {durability}: pause {load.longest:.2f} s"
         f"{wanted}, lost {lost} of {load.acknowledged.total()}"
     )

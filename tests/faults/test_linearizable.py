@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -114,7 +115,7 @@ async def trouble(chance: random.Random, server: Server, proxies: list[Proxy]) -
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("kind", ["mortal_valkey", "mortal_redis"])
 async def test_documents_are_linearizable(
-    request: pytest.FixtureRequest, tenant: str, kind: str, seed: int, measured: list[str]
+    request: pytest.FixtureRequest, tenant: str, kind: str, seed: int, measured: Callable[[str], None]
 ) -> None:
     server: Server = request.getfixturevalue(kind)
     chance = random.Random(seed)
@@ -133,7 +134,7 @@ async def test_documents_are_linearizable(
             await trouble(chance, server, proxies)
             story.is_over = True
     count, beside, lost = sum(map(len, story.calls.values())), story.overlapping(), sum(proxy.lost for proxy in proxies)
-    measured.append(
+    measured(
         f"{kind} {seed}: {count} calls, {beside} beside others, {lost} replies lost, {story.lost} unknown in the end"
     )
     for name, calls in story.calls.items():

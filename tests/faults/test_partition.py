@@ -118,7 +118,7 @@ async def test_what_was_replicated_is_not_lost_when_a_primary_is_cut_off(
     make: Make,
     is_gone: bool,
     durability: Durability,
-    measured: list[str],
+    measured: Callable[[str], None],
 ) -> None:
     url = await asyncio.to_thread(make, three, directory)
     async with omnistate.connect(url, tenant=tenant, durability=durability) as omni:
@@ -132,7 +132,7 @@ async def test_what_was_replicated_is_not_lost_when_a_primary_is_cut_off(
             await asyncio.sleep(3)  # what was cut off learns what has happened
             await load.written(500)
         lost = await load.lost()
-    measured.append(
+    measured(
         f"{named(make)} {named(is_gone)}, {durability}: pause {load.longest:.2f} s, lost {lost} of "
         f"{load.acknowledged.total()}"
     )

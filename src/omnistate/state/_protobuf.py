@@ -88,6 +88,7 @@ class ProtobufSchema(Schema[Any]):
         self.version = self.writes = 1
         self.history, self.indexes = options.history, Indexes(kind, options, {})
         self.compares = self.copies = False
+        self.how_one = None  # an event needs a value as JSON
         self.is_near, self.copier = options.near_cache, deepcopy
         fields = list(kind.DESCRIPTOR.fields)
         self._names = {field.name: field for field in fields}
