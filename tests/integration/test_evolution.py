@@ -14,7 +14,7 @@ from omnistate import Client, migrate
 from omnistate.store import Keyspace
 
 
-class CartV1(omnistate.State, name="Basket"):
+class CartV1(omnistate.State, name="Trolley"):
     items: dict[str, int] = {}
     note: str = ""
     visits: int = 0
@@ -33,7 +33,7 @@ def to_items(fields: dict[str, Any]) -> None:
     fields["items"] = {sku: line["quantity"] for sku, line in fields.pop("lines", {}).items()}
 
 
-class CartV2(omnistate.State, name="Basket", version=2):
+class CartV2(omnistate.State, name="Trolley", version=2):
     lines: dict[str, dict[str, int]] = {}
     note: str = ""
     visits: int = 0
@@ -41,7 +41,7 @@ class CartV2(omnistate.State, name="Basket", version=2):
     up = migrate(1, 2)(to_lines)
 
 
-class CartV2WritesV1(omnistate.State, name="Basket", version=2, writes=1):
+class CartV2WritesV1(omnistate.State, name="Trolley", version=2, writes=1):
     lines: dict[str, dict[str, int]] = {}
     note: str = ""
     visits: int = 0
@@ -50,7 +50,7 @@ class CartV2WritesV1(omnistate.State, name="Basket", version=2, writes=1):
     down = migrate(2, 1, mappings={"items"})(to_items)
 
 
-class CartV3(omnistate.State, name="Basket", version=3):
+class CartV3(omnistate.State, name="Trolley", version=3):
     lines: dict[str, dict[str, int]] = {}
     remark: str = ""
     visits: int = 0
@@ -62,7 +62,7 @@ class CartV3(omnistate.State, name="Basket", version=3):
         return {("remark" if name == "note" else name): value for name, value in fields.items()}
 
 
-def header(raw: Redis, tenant: str, name: str = "Basket") -> list[str]:
+def header(raw: Redis, tenant: str, name: str = "Trolley") -> list[str]:
     return raw.hget(Keyspace(tenant).customer("ana").meta, f"doc:{name}").decode().split(" ")  # type: ignore[union-attr]
 
 
@@ -174,14 +174,14 @@ async def test_old_code_operates_on_what_new_code_wrote_and_the_other_way_round(
     expected = {"cup": 8} | {f"{who}-{n}": n for n in range(8) for who in ("old", "new")}
     assert await before.get() == CartV1(items=expected, visits=8)
     assert {sku: line["quantity"] for sku, line in (await after.get()).lines.items()} == expected
-    stored = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Basket"))
+    stored = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Trolley"))
     assert stored.keys() == {b"visits"} | {f"items:{sku}".encode() for sku in expected}  # type: ignore[union-attr]
 
 
 async def test_a_step_down_that_does_not_say_what_is_a_mapping_is_refused_before_it_writes(
     omni: Client, raw: Redis, tenant: str
 ) -> None:
-    class Unsaid(omnistate.State, name="Basket", version=2, writes=1):
+    class Unsaid(omnistate.State, name="Trolley", version=2, writes=1):
         lines: dict[str, dict[str, int]] = {}
 
         up = migrate(1, 2)(to_lines)
@@ -189,7 +189,7 @@ async def test_a_step_down_that_does_not_say_what_is_a_mapping_is_refused_before
 
     with pytest.raises(omnistate.InvalidDeclaration, match=r"@migrate\(2, 1, mappings=\{'items'\}\)"):
         await omni.customer("ana").state(Unsaid).put("lines", "cup", {"quantity": 1})
-    assert raw.exists(Keyspace(tenant).customer("ana").key("doc", "Basket")) == 0
+    assert raw.exists(Keyspace(tenant).customer("ana").key("doc", "Trolley")) == 0
 
 
 async def test_watchers_follow_over_a_change_of_the_class(omni: Client, old: Any) -> None:
@@ -217,7 +217,7 @@ async def test_watchers_follow_over_a_change_of_the_class(omni: Client, old: Any
 async def test_fields_of_a_newer_class_stay_also_when_the_document_is_rewritten(
     omni: Client, raw: Redis, tenant: str, old: Any
 ) -> None:
-    key = Keyspace(tenant).customer("ana").key("doc", "Basket")
+    key = Keyspace(tenant).customer("ana").key("doc", "Trolley")
     raw.hset(key, "loyalty", '"gold"')
     await old.update(lambda value: value.items.update(x=1))
     await omni.customer("ana").state(CartV2).patch(note="y")
@@ -227,12 +227,12 @@ async def test_fields_of_a_newer_class_stay_also_when_the_document_is_rewritten(
 async def test_a_field_that_no_longer_fits_is_told_and_the_others_are_read(
     omni: Client, raw: Redis, tenant: str, old: Any
 ) -> None:
-    class Other(omnistate.State, name="Basket"):
+    class Other(omnistate.State, name="Trolley"):
         items: dict[str, int] = {}
         note: int = 0
         visits: int = 0
 
-    handle, key = omni.customer("ana").state(Other), Keyspace(tenant).customer("ana").key("doc", "Basket")
+    handle, key = omni.customer("ana").state(Other), Keyspace(tenant).customer("ana").key("doc", "Trolley")
     before = raw.hgetall(key)
     with pytest.raises(omnistate.SchemaMismatch) as refused:
         await handle.get()
@@ -249,17 +249,17 @@ async def test_a_field_that_no_longer_fits_is_told_and_the_others_are_read(
 async def test_a_migration_that_fails_leaves_the_document_as_it_was(
     omni: Client, raw: Redis, tenant: str, old: Any
 ) -> None:
-    class Broken(omnistate.State, name="Basket", version=2):
+    class Broken(omnistate.State, name="Trolley", version=2):
         note: str = ""
 
         @migrate(1, 2)
         def fail(fields: dict[str, Any]) -> None:  # noqa: N805
             fields["note"] = fields["no such field"]
 
-    class Unknown(omnistate.State, name="Basket", version=5):
+    class Unknown(omnistate.State, name="Trolley", version=5):
         note: str = ""
 
-    key = Keyspace(tenant).customer("ana").key("doc", "Basket")
+    key = Keyspace(tenant).customer("ana").key("doc", "Trolley")
     before = raw.hgetall(key)
     for kind, word in ((Broken, "KeyError"), (Unknown, r"@migrate\(1, 5\)")):
         with pytest.raises(omnistate.SchemaMismatch, match=word):
@@ -276,7 +276,7 @@ async def test_a_rewritten_document_keeps_its_life_and_the_deadlines_of_its_entr
 
     await old.put("items", "held", 1, ttl=timedelta(hours=1))
 
-    class Same(omnistate.State, name="Basket", version=2):
+    class Same(omnistate.State, name="Trolley", version=2):
         items: dict[str, int] = {}
         note: str = ""
         visits: int = 0
@@ -286,7 +286,7 @@ async def test_a_rewritten_document_keeps_its_life_and_the_deadlines_of_its_entr
             """Nothing to do."""
 
     await omni.customer("ana").state(Same).patch(note="rewritten")
-    fields = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Basket"))
+    fields = raw.hgetall(Keyspace(tenant).customer("ana").key("doc", "Trolley"))
     assert b"!items:held" in fields
     assert any(word.startswith("next=") for word in header(raw, tenant))
 

@@ -22,7 +22,7 @@ from proxy import Proxy
 Connect = Callable[..., Client]
 
 
-class Basket(omnistate.State, near_cache=True):
+class Basket(omnistate.State, name="Hamper", near_cache=True):
     items: dict[str, int] = {}
     notes: list[str] = []
     visits: int = 0
@@ -280,7 +280,7 @@ async def test_encrypted_documents_are_kept_in_the_clear(connect: Connect) -> No
 
 
 async def test_a_document_that_cannot_be_read_is_told_each_time(omni: Client, other: Client) -> None:
-    class Strange(omnistate.State, name="Basket"):
+    class Strange(omnistate.State, name="Hamper"):
         visits: str = ""
 
     mine = omni.customer("ana").state(Basket)
@@ -495,7 +495,7 @@ async def test_a_log_that_was_lost_is_followed_anew(omni: Client, other: Client,
         await theirs.increment("visits")
     await keep(omni, mine)
     log = omni.keyspace.customer("ana")
-    raw.delete(log.meta, log.log, log.key("doc", "Basket"))  # as a failover to an empty server would
+    raw.delete(log.meta, log.log, log.key("doc", "Hamper"))  # as a failover to an empty server would
     await theirs.increment("visits")
     await eventually(lambda: visits(mine), 1)
     await keep(omni, mine)
