@@ -116,6 +116,16 @@ async def every_feature(omni: Client, ana: Customer) -> None:
     await omni.sweep()
 
 
+async def every_step_of_an_erasure(omni: Client, who: str) -> None:
+    """Of a customer who waits in a queue."""
+    cleo = await omni.identify("web", "cleo" + who)
+    await cleo.state(Remembered).patch(number=7)
+    await (await cleo.start_conversation("web")).hand_off("agents")
+    for dry_run in (True, False):
+        await cleo.erase(actor="everything", reason="a story", dry_run=dry_run)
+    assert await omni.erasures()
+
+
 async def everything(omni: Client, who: str) -> None:
     """At least one call of each function."""
     ana = await omni.identify("web", "ana" + who)
@@ -146,3 +156,4 @@ async def everything(omni: Client, who: str) -> None:
     await ana.merge(ben)
     await ana.identities()
     assert await ana.collection(QUEUED).clear()
+    await every_step_of_an_erasure(omni, who)

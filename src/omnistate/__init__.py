@@ -15,7 +15,7 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Conversation, Message, Owner, Queue, Status, Waiting
-from omnistate.customer import Customer, Event, Found, Identity, Outcome, Page, Query, Transaction, Updated
+from omnistate.customer import Customer, Erasure, Event, Found, Identity, Outcome, Page, Query, Transaction, Updated
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -24,6 +24,7 @@ from omnistate.errors import (
     CollectionFull,
     Conflict,
     ConversationNotFound,
+    CustomerErased,
     CustomerMerged,
     DataDirectoryInUse,
     DataDirectoryTooNew,
@@ -111,6 +112,7 @@ __all__ = [
     "ConversationNotFound",
     "Counter",
     "Customer",
+    "CustomerErased",
     "CustomerMerged",
     "DataDirectoryInUse",
     "DataDirectoryTooNew",
@@ -120,6 +122,7 @@ __all__ = [
     "DurabilityNotReached",
     "DurabilityUnavailable",
     "EncryptionKeyMissing",
+    "Erasure",
     "Event",
     "FieldChange",
     "Found",

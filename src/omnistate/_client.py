@@ -12,7 +12,7 @@ from typing import Literal, Self, TypeVar
 from omnistate._engine import Engine, Settings
 from omnistate.collection import Declares, Place, open_collection
 from omnistate.conversation import Conversation, Queue
-from omnistate.customer import Customer, Query, identify
+from omnistate.customer import Customer, Erasure, Query, identify, list_erasures
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
 from omnistate.session import Session, session_of_token
@@ -105,6 +105,17 @@ class Nouns:
         """
         customer_id = await run(identify(self._keyspace, channel, address), self.services.link.execute)
         return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+
+    async def erase(self, customer_id: str, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
+        """`customer.erase` for an id: everything that is stored of this customer goes, for good."""
+        return await self.customer(customer_id).erase(actor=actor, reason=reason, dry_run=dry_run)
+
+    async def erasures(self) -> list[Erasure]:
+        """Who was erased, oldest first: by whom, when, why and how much; of the id only a keyed hash is left.
+
+        A round trip for each 1,000.
+        """
+        return await run(list_erasures(self._keyspace), self.services.link.execute)
 
     def query(self, kind: type[AnyState]) -> Query[AnyState]:
         """The customers whose state of this class has certain values: see `Query`. No round trip."""

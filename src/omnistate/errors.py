@@ -210,6 +210,19 @@ class CustomerMerged(OmnistateError):
         self.customer, self.into = customer, into
 
 
+class CustomerErased(OmnistateError):
+    """This customer was erased, and nothing is stored for this id again: who comes back is somebody new, by `identify`."""
+
+    code = "customer_erased"
+
+    def __init__(self, customer: str) -> None:
+        super().__init__(
+            f"customer {customer} was erased, and nothing is stored for this id again: a person who comes back gets another "
+            "id, by omni.identify"
+        )
+        self.customer = customer
+
+
 class ConversationNotFound(OmnistateError):
     """There is no such conversation: start one with `customer.start_conversation`."""
 

@@ -48,6 +48,7 @@ def tell(report: Report, *, done: str, as_json: bool) -> int:
     """Prints the report; returns the exit code, 1 when something failed."""
     if as_json:
         counts = {"changed": report.changed, "kept": report.kept, "failures": report.failures}
+        counts |= {"erased": report.erased} if report.erased else {}
         print(json.dumps({"customers": report.customers} | counts | {"failed": [list(one) for one in report.failed]}))
         return 1 if report.failures else 0
     for customer_id, name, reason in report.failed[:20]:
@@ -58,6 +59,8 @@ def tell(report: Report, *, done: str, as_json: bool) -> int:
     for name in sorted(report.changed.keys() | report.kept.keys()):
         kept = f", {report.kept[name]:,} kept as they were" if name in report.kept else ""
         print(f"{name}: {report.changed.get(name, 0):,} {done}{kept}")
+    if report.erased:
+        print(f"{report.erased:,} left out: erased here")
     if report.failures:
         print(f"{report.failures:,} failed and were left as they are")
     return 1 if report.failures else 0

@@ -12,7 +12,7 @@ import msgspec
 
 from omnistate.conversation._model import CUSTOMER, Author, Message, Owner, Status, Waiting
 from omnistate.errors import ConversationNotFound, InvalidValue, OperationIdReused, OwnershipLost, ValueTooLarge
-from omnistate.store import Command, LogKeys, new_operation_id, opening
+from omnistate.store import Command, Keyspace, LogKeys, encode_id, new_operation_id, opening
 
 T = TypeVar("T")
 MAX_TEXT_BYTES = 32 * 1024
@@ -192,3 +192,24 @@ def waiting(log: LogKeys, limit: int) -> Command[tuple[int, list[Waiting]]]:
         return int(reply[0]), found
 
     return Command("queue_read", (log.key("waiting"),), (limit,), parse)
+
+
+def queues_of(keyspace: Keyspace, partition: int) -> Command[list[LogKeys]]:
+    """The queues of a partition."""
+    return Command(
+        "agenda_queues",
+        (keyspace.agenda(partition),),
+        (),
+        lambda reply: [keyspace.log(name.decode()) for name in reply],
+    )
+
+
+def forget(log: LogKeys, customer: str) -> Command[None]:
+    """Takes the customer's conversations out of a queue and its log. Safe to repeat."""
+    return Command("queue_forget", queue_keys(log), (f"{encode_id(customer)}.",), lambda _: None)
+
+
+def forget_operations(log: LogKeys, *, older: bool, customer: str, cursor: bytes) -> Command[bytes]:
+    """The same of the results that it remembers, some at a time: the next cursor, "0" at the end. Safe to repeat."""
+    key = log.written[2] if older else log.meta
+    return Command("queue_forget_operations", (key,), (f"{encode_id(customer)}.", cursor), bytes)

@@ -11,6 +11,7 @@ belongs to the queue by this very token, (3) the entry is removed.
   succeeds for the same agent, and for others it is found gone and removed.
 - Replies lost: every call carries an operation id, so each step happens once.
 - Two agents: a lease gives an entry to one; where a lease ended too early, step 2 lets one win.
+- The customer was erased meanwhile: whoever finds that out, by step 2 of either, takes what step 1 left out of the queue.
 - Clocks: only leases and the age at which a hand-off is overdue use a clock. Who owns what never depends on one.
 """
 
@@ -18,9 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from omnistate.conversation._commands import ConversationKeys, Entry, hand_off, lease, put, settle, take
+from omnistate.conversation._commands import (
+    ConversationKeys,
+    Entry,
+    forget,
+    forget_operations,
+    hand_off,
+    lease,
+    put,
+    settle,
+    take,
+)
 from omnistate.conversation._model import Owner
-from omnistate.errors import OmnistateError, StoreUnavailable
+from omnistate.errors import CustomerErased, OmnistateError, StoreUnavailable
 from omnistate.store import Flow, LogKeys, Pause, call, new_operation_id
 
 _PATIENCE = 20  # looks at a hand-off that is just being made
@@ -39,6 +50,9 @@ def hand_off_to_queue(
         )
     except StoreUnavailable:
         raise  # it may have happened: a claim will find out
+    except CustomerErased as erased:
+        yield from forget_in_queue(queue_log, erased.customer)
+        raise
     except OmnistateError:
         yield from call(settle(queue_log, queue, entry, operation_id=new_operation_id()))
         raise
@@ -57,7 +71,11 @@ def claim_from_queue(
         entry = yield from call(lease(queue_log, operation_id=new_operation_id()))
         if entry is None:
             break
-        outcome = yield from _take_patiently(keys_of(entry.conversation_id), agent, queue, entry)
+        try:
+            outcome = yield from _take_patiently(keys_of(entry.conversation_id), agent, queue, entry)
+        except CustomerErased as erased:
+            yield from forget_in_queue(queue_log, erased.customer)
+            continue
         if outcome == "pending":
             pending.append(entry)
             continue
@@ -78,3 +96,12 @@ def _take_patiently(keys: ConversationKeys, agent: str, queue: str, entry: Entry
             return outcome
         yield Pause(_LOOK_AGAIN)
     return "pending"
+
+
+def forget_in_queue(queue_log: LogKeys, customer: str) -> Flow[None]:
+    """Takes an erased customer's conversations out of a queue and of what it remembers. Three round trips and more."""
+    yield from call(forget(queue_log, customer))
+    for older in (False, True):
+        cursor = yield from call(forget_operations(queue_log, older=older, customer=customer, cursor=b"0"))
+        while cursor != b"0":
+            cursor = yield from call(forget_operations(queue_log, older=older, customer=customer, cursor=cursor))

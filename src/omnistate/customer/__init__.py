@@ -2,6 +2,8 @@
 
 from omnistate.customer._api import Customer, identify
 from omnistate.customer._commands import Identity, Stored, documents
+from omnistate.customer._erase import Erasure, erase_customer, list_erasures, resume_erasure
+from omnistate.customer._erase_commands import check as check_erased
 from omnistate.customer._flows import imported_classes
 from omnistate.customer._model import Event, Updated
 from omnistate.customer._outcome import Outcome
@@ -12,6 +14,7 @@ from omnistate.customer._transaction import DocumentChanges, Transaction
 __all__ = [
     "Customer",
     "DocumentChanges",
+    "Erasure",
     "Event",
     "Found",
     "Identity",
@@ -21,7 +24,11 @@ __all__ = [
     "Stored",
     "Transaction",
     "Updated",
+    "check_erased",
     "documents",
+    "erase_customer",
     "identify",
     "imported_classes",
+    "list_erasures",
+    "resume_erasure",
 ]

@@ -13,6 +13,7 @@ import msgspec
 from omnistate.collection import Declares, Place, imported_collections, merge_collection, open_collection
 from omnistate.conversation import Conversation, start_conversation
 from omnistate.customer._commands import Identity, read
+from omnistate.customer._erase import Erasure, check_said, erase_customer, preview_erasure
 from omnistate.customer._flows import (
     find_or_create,
     finish_merge,
@@ -37,7 +38,6 @@ from omnistate.state import (
     schema_of,
 )
 from omnistate.store import (
-    LONGEST_LOG,
     Entry,
     Flow,
     Inbox,
@@ -48,7 +48,6 @@ from omnistate.store import (
     check_position,
     encode_id,
     open_log,
-    read_log,
     run,
 )
 
@@ -161,7 +160,7 @@ class Customer:
         leave = await self._services.feed.join(self._log, inbox)
         try:
             position = after or await self.position()
-            page = await self._services.link.execute(read_log(self._log, position, limit=LONGEST_LOG))
+            page = await inbox.missed(self._services.link, self._log, position)
             entries: list[Entry] = page.entries
             while True:
                 for entry in entries:
@@ -234,6 +233,21 @@ class Customer:
             f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
         ]
         await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
+
+    async def erase(self, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
+        """Removes everything that is stored of this customer, for good, and refuses this id from then on.
+
+        Documents, collections, their past, sessions, conversations and where they wait, identities, the log, and customers who
+        were merged into this one. Watchers get a `customer.erased` event, then `CustomerErased`, as does whoever writes. It is
+        written down who (`actor`) did it and why, without content: `omni.erasures()`. With `dry_run` it says what would go.
+        Called again after a crash it goes on; a sweeper does, too. Raises `CustomerMerged`: erase the one it was merged into.
+        What stays in files, backups and slow logs of the server: docs/erasure.md. At least 270 round trips, and it looks
+        twice at the names of all keys of one server: one for each 1,000.
+        """
+        check_said(actor, reason)
+        flow = preview_erasure if dry_run else erase_customer
+        work = flow(self._keyspace, self.id, actor=actor, reason=reason)
+        return await run(work, self._services.link.execute)
 
     async def _merge_document(self, kind: type[State], whose: str, theirs: State) -> None:
         operation_id = OwnOperationId("merge", whose, schema_of(kind).name)

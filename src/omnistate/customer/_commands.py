@@ -27,7 +27,7 @@ class Identity(msgspec.Struct, frozen=True):
         return f"Identity(channel={self.channel!r}, address=...)"
 
 
-_decode_identity = msgspec.json.Decoder(Identity).decode
+decode_identity = msgspec.json.Decoder(Identity).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
             )
         end = 3 + int(reply[2])
         pairs = zip(reply[end::2], reply[end + 1 :: 2], strict=True)
-        identities = {digest.decode(): _decode_identity(identity) for digest, identity in pairs}
+        identities = {digest.decode(): decode_identity(identity) for digest, identity in pairs}
         return Frozen([entry.decode().removeprefix("doc:") for entry in reply[3:end]], identities)
 
     keys = (*log.written, identities_key(log))
@@ -125,6 +125,6 @@ def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:
     """Whom the customer was merged into, and their identities."""
 
     def parse(reply: list[Any]) -> tuple[str | None, list[Identity]]:
-        return reply[0].decode() or None, [_decode_identity(identity) for identity in reply[2::2]]
+        return reply[0].decode() or None, [decode_identity(identity) for identity in reply[2::2]]
 
     return Command("customer_read", (log.meta, identities_key(log)), (), parse)

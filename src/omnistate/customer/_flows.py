@@ -4,7 +4,8 @@ Find or link: (1) the identity is claimed for a candidate, (2) the customer's ow
 marked as confirmed. Killed after 1 or 2: the next call finds it unconfirmed and does the rest. Two first messages at
 once: step 1 is one call, so one candidate wins and both callers get the same customer.
 
-Merge of B into A: (1) A is looked at, so that nothing is merged into a customer who is gone, (2) B is frozen: its
+Erased between 1 and 2: the identity is given up, and belongs to a new customer. Merge of B into A: (1) A is looked at, so that
+nothing is merged into a customer who is gone, and notes B, so that an erasure of A finds B, (2) B is frozen: its
 states refuse writes and name A, (3) B's documents are read, (4) each is merged into A's by its class, under an
 operation id made of B and the document, (5) B's identities point to A, (6) what moved is removed. Killed at any step:
 merging again goes on, and documents that had been merged are found by their operation ids. B's sessions and
@@ -17,7 +18,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from omnistate.customer._commands import Frozen, Identity, Stored, claim, documents, empty, freeze, note, point
-from omnistate.errors import CustomerMerged, IdentityTaken
+from omnistate.customer._erase_commands import absorb, forget_identity
+from omnistate.errors import CustomerErased, CustomerMerged, IdentityTaken
 from omnistate.state import State, declared_messages, schema_of
 from omnistate.store import Flow, Keyspace, LogKeys, call, new_operation_id, open_log
 
@@ -25,10 +27,16 @@ from omnistate.store import Flow, Keyspace, LogKeys, call, new_operation_id, ope
 def find_or_create(keyspace: Keyspace, identity: Identity, candidate: str) -> Flow[str]:
     """The customer's id. One round trip when known, three the first time."""
     key, digest = keyspace.identity(identity.channel, identity.address)
-    customer, confirmed = yield from call(claim(key, candidate))
-    if not confirmed:
-        customer = yield from _confirm(keyspace, key, digest, identity, customer)
-    return customer
+    while True:
+        customer, confirmed = yield from call(claim(key, candidate))
+        if confirmed:
+            return customer
+        try:
+            return (yield from _confirm(keyspace, key, digest, identity, customer))
+        except CustomerErased as erased:
+            if customer == candidate:
+                raise
+            yield from call(forget_identity(key, erased.customer))
 
 
 def link(keyspace: Keyspace, identity: Identity, customer: str) -> Flow[None]:
@@ -39,7 +47,11 @@ def link(keyspace: Keyspace, identity: Identity, customer: str) -> Flow[None]:
     if owner != customer:
         raise IdentityTaken(identity.channel, owner=owner)
     if not confirmed:
-        yield from _confirm(keyspace, key, digest, identity, customer)
+        try:
+            yield from _confirm(keyspace, key, digest, identity, customer)
+        except CustomerErased as erased:
+            yield from call(forget_identity(key, erased.customer))
+            raise
 
 
 def _confirm(keyspace: Keyspace, key: bytes, digest: str, identity: Identity, customer: str) -> Flow[str]:
@@ -55,7 +67,7 @@ def _confirm(keyspace: Keyspace, key: bytes, digest: str, identity: Identity, cu
 
 def prepare_merge(keyspace: Keyspace, survivor: str, other: str, known: Collection[str]) -> Flow[Frozen]:
     """Freezes `other`. Everything after this can be repeated. Raises before anything has changed."""
-    yield from call(open_log(keyspace.customer(survivor)))
+    yield from call(absorb(keyspace.customer(survivor), other))
     operation_id = new_operation_id()
     return (yield from call(freeze(keyspace.customer(other), other, survivor, known, operation_id=operation_id)))
 

@@ -114,6 +114,8 @@ class Subscription:
             self.last = publication.offset
             if self.access.visible(publication):
                 self.connection.write_framed(publication.framed)
+            if publication.is_last:  # below 2500: the SDK does not subscribe again
+                self.connection.unsubscribe(self.topic, push=(2000, "customer erased"))
 
     def lose(self) -> None:
         self.is_lost = True
@@ -427,8 +429,4 @@ class ClientConnection:
 
 
 def _publications(topic: str, page: Page, visible: Visible) -> list[Raw]:
-    return [
-        publication(entry.event, entry.offset)
-        for entry in page.entries
-        if visible(Publication(topic, entry.offset, entry.event))
-    ]
+    return [publication(entry.event, entry.offset) for entry in page.entries if visible(Publication(topic, entry))]

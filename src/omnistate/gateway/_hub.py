@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from omnistate.gateway._wire import publication_push, text_frame
-from omnistate.store import Entry, Feed, Leave, LogKeys, Position
+from omnistate.store import Entry, Feed, Leave, LogKeys, Position, is_last
 
 
 class _Head(msgspec.Struct):
@@ -26,10 +26,10 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 class Publication:
     """One event for the clients of a topic: its bytes are shared, its head is decoded when somebody asks."""
 
-    __slots__ = ("_framed", "_head", "_topic", "event", "offset")
+    __slots__ = ("_framed", "_head", "_topic", "event", "is_last", "offset")
 
-    def __init__(self, topic: str, offset: int, event: bytes) -> None:
-        self._topic, self.offset, self.event = topic, offset, event
+    def __init__(self, topic: str, entry: Entry) -> None:
+        self._topic, self.offset, self.event, self.is_last = topic, entry.offset, entry.event, is_last(entry)
         self._head: _Head | None = None
         self._framed: bytes | None = None
 
@@ -64,7 +64,7 @@ class _Topic:
         self.joined = asyncio.ensure_future(feed.join(keys, self))
 
     def on_entry(self, epoch: str, entry: Entry) -> None:
-        publication = Publication(self.name, entry.offset, entry.event)
+        publication = Publication(self.name, entry)
         for subscriber in list(self.subscribers):
             subscriber.deliver(epoch, publication)
 

@@ -57,13 +57,17 @@ class Journal:
 
 @dataclass
 class Report:
-    """What a job did, by the name of the state or collection; `failed` are (customer, name, reason)."""
+    """What a job did, by the name of the state or collection; `failed` are (customer, name, reason).
+
+    `erased`: customers that were left out, as they had been erased here.
+    """
 
     customers: int = 0
     changed: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     failures: int = 0
+    erased: int = 0
 
     MOST_FAILURES = 1000  # that are listed; all are counted
 

@@ -25,7 +25,7 @@ from omnistate.collection import (
     load_collection,
     open_values,
 )
-from omnistate.customer import Customer, Identity, Stored, documents
+from omnistate.customer import Customer, Identity, Stored, check_erased, documents
 from omnistate.errors import Conflict, InvalidInput, InvalidValue, OmnistateError, SchemaMismatch
 from omnistate.ops._bulk import AT_ONCE, Bulk, chunks
 from omnistate.ops._commands import count_customers
@@ -220,8 +220,9 @@ async def import_all(
 ) -> Report:
     """Reads what `export_all` wrote. What is there already is kept, or replaced with `overwrite`.
 
-    A line that cannot be read, or does not fit its class, is reported; the others are imported. Deadlines stay what they
-    were: what has expired since is not imported. `progress` is given bytes. With a journal, an import that was killed goes
+    A line that cannot be read, or does not fit its class, is reported; the others are imported. Customers who were erased here
+    are left out, and counted. Deadlines stay what they were: what has expired
+    since is not imported. `progress` is given bytes. With a journal, an import that was killed goes
     on where it was; a line that is imported twice is imported once.
     """
     report, size = Report(), os.fstat(file.fileno()).st_size
@@ -275,6 +276,9 @@ class _Import:
             customer = self._bulk.customer(line.customer)
         except (msgspec.MsgspecError, UnicodeDecodeError, InvalidInput) as error:
             self._report.fail(where, "", error)
+            return
+        if await self._bulk.services.link.execute(check_erased(self._bulk.keyspace.customer(customer.id))):
+            self._report.erased += 1
             return
         await asyncio.gather(
             *(self._identity(customer, one) for one in line.identities),

@@ -13,10 +13,11 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from omnistate.errors import StoreError
+from omnistate.customer import resume_erasure
+from omnistate.errors import CustomerErased, StoreError
 from omnistate.ops._commands import expire, find_due, take_due
 from omnistate.state import Services
-from omnistate.store import PARTITIONS, Keyspace
+from omnistate.store import PARTITIONS, Keyspace, decode_id, run
 
 log = logging.getLogger("omnistate.sweeper")
 _LEASE_MS = 30_000
@@ -65,6 +66,12 @@ class Sweeper:
         return ended
 
     async def _end(self, name: str) -> int:
+        execute = self._services.link.execute
+        if name.startswith("e."):  # an erasure whose process has died
+            await run(resume_erasure(self._keyspace, decode_id(name.removeprefix("e."))), execute)
+            return 0
         keys = self._keyspace.log(name)
-        due = await self._services.link.execute(find_due(keys))
-        return await self._services.link.execute(expire(keys, due))
+        try:
+            return await execute(expire(keys, await execute(find_due(keys))))
+        except CustomerErased:  # since it was taken
+            return 0

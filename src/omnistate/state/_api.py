@@ -36,7 +36,6 @@ from omnistate.state._seal import Keyring
 from omnistate.state._update import MAX_RACES, Call, apply, in_turn
 from omnistate.store import (
     ACCEPTED,
-    LONGEST_LOG,
     Command,
     Durability,
     Entry,
@@ -51,7 +50,6 @@ from omnistate.store import (
     check_position,
     encode_id,
     new_operation_id,
-    read_log,
     run,
 )
 
@@ -411,7 +409,7 @@ class StateHandle(Generic[AnyState]):
         inbox = Inbox()
         leave = await self._services.feed.join(self.target.log, inbox)
         try:
-            change, held = await self._catch_up(after)
+            change, held = await self._catch_up(inbox, after)
             if change is not None:
                 yield change
             position = change.position if change is not None else cast("Position", after)
@@ -437,12 +435,12 @@ class StateHandle(Generic[AnyState]):
         followed = Followed(self.target, held)
         return Change(self.schema, followed.encoded(), held.version, position, ()), followed
 
-    async def _catch_up(self, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
+    async def _catch_up(self, inbox: Inbox, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
         link = self._services.link
         if after is None:
             return await self._present()
         found: Read = await link.execute(read(self.target))
-        page: Page = await link.execute(read_log(self.target.log, after, limit=LONGEST_LOG))
+        page: Page = await inbox.missed(link, self.target.log, after)
         entries = [entry for entry in page.entries if self._concerns(entry)]
         followed = Followed(self.target, found.held)
         for entry in entries:

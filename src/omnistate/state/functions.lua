@@ -689,7 +689,8 @@ end
 -- keys: the log's five, then those of each entry   arguments: 0, '', and of each entry: entry, own keys, indexes that hold it
 -- reply: number of events   Doing it twice is doing it once: what has ended has no header any more.
 local function log_expire(keys, args)
-  local log = open(keys, args, true)
+  local log, reply = open(keys, args, true)
+  if not log then return reply end
   local key, before, fields = 6, log.offset, {}
   for at = 3, #args, 3 do
     local entry, own, indexes = args[at], tonumber(args[at + 1]), tonumber(args[at + 2])
@@ -746,7 +747,10 @@ local function log_entries(keys)
 end
 
 -- agenda_size: how many customers a partition has, and the time   keys: agenda   reply: {number, milliseconds}
-local function agenda_size(keys) return {redis_call('ZCARD', keys[1]), milliseconds()} end
+local function agenda_size(keys)
+  local others = redis_call('ZCOUNT', keys[1], text(QUEUES), text(KEY))
+  return {redis_call('ZCARD', keys[1]) - others, milliseconds()}
+end
 
 -- agenda_page: customers of a partition   keys: agenda   arguments: cursor   reply: {next cursor, member ...}
 local function agenda_page(keys, args)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from omnistate.errors import CustomerErased, PositionLost
 from omnistate.store._keys import LogKeys
 from omnistate.store._link import Executor
-from omnistate.store._log import LONGEST_LOG, Entry, read_log
+from omnistate.store._log import LONGEST_LOG, Entry, Page, is_last, open_log, read_log
 from omnistate.store._position import Position
 
 
@@ -18,6 +19,7 @@ class Inbox:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._overflown = False
+        self._is_over = False  # the customer was erased, and the reader was told
         self._arrived = asyncio.Event()
 
     def on_entry(self, epoch: str, entry: Entry) -> None:  # noqa: ARG002 - the feed tells a new epoch by on_lost
@@ -35,7 +37,9 @@ class Inbox:
         """What is late comes, in order."""
 
     async def take(self, link: Executor, log: LogKeys, position: Position, within: float | None = None) -> list[Entry]:
-        """The entries after `position`, at least one, without a gap. Raises `PositionLost`, `TimeoutError`."""
+        """The entries after `position`, at least one, without gaps. Raises `PositionLost`, `CustomerErased`, `TimeoutError`."""
+        if self._is_over:
+            raise CustomerErased(log.id)
         loop = asyncio.get_running_loop()
         deadline = None if within is None else loop.time() + within
         while True:
@@ -45,6 +49,16 @@ class Inbox:
             entries, self._entries = [entry for entry in self._entries if entry.offset > position.offset], []
             if self._overflown or (entries and entries[0].offset != position.offset + 1):
                 self._overflown = False
-                entries = (await link.execute(read_log(log, position, limit=LONGEST_LOG))).entries
+                entries = (await self.missed(link, log, position)).entries
             if entries:
+                self._is_over = is_last(entries[-1])
                 return entries
+
+    async def missed(self, link: Executor, log: LogKeys, position: Position) -> Page:
+        """What is in the log after a position. Raises `PositionLost`; `CustomerErased` when there is no log for that reason."""
+        try:
+            return await link.execute(read_log(log, position, limit=LONGEST_LOG))
+        except PositionLost as lost:
+            if not lost.current.epoch:
+                await link.execute(open_log(log))
+            raise

@@ -3,6 +3,7 @@
     omni:<tenant>:{<partition>}:c.<customer>:<what>    everything of one customer, in one cluster slot
     omni:<tenant>:{<partition>}:q.<queue>:<what>       a queue
     omni:<tenant>:{<partition>}:t.<collection>:<what>  what belongs to the tenant itself
+    omni:<tenant>:{<partition>}:a.erasures:entries     who was erased: by whom, when, why, how much; a hash for the id
     omni:<tenant>:{<partition>}:agenda                 the partition's customers, by when they are to be looked at
     omni:<tenant>:{<partition>}:index:<name>           the partition's part of an index
     omni:<tenant>:{i.<digest>}:identity                which customer an identity points to
@@ -173,6 +174,23 @@ class Keyspace:
     def shared(self, collection: str) -> LogKeys:
         """The log of a collection that belongs to the tenant."""
         return self.log("t." + encode_id(collection, "collection name"))
+
+    @property
+    def erasures(self) -> bytes:
+        """Where it is written down who was erased. In one slot, for the whole tenant."""
+        return self.log("a.erasures").key("entries")
+
+    @property
+    def erasure_key(self) -> str:
+        """The key of the hash that is left of an erased customer's id: the same wherever the tenant has the same secret."""
+        return hashlib.blake2b(
+            b"erased:" + self._tenant.encode(), digest_size=32, key=self._identity_secret
+        ).hexdigest()
+
+    def tombstone(self, customer: str) -> str:
+        """What is left of the customer's id once they were erased."""
+        name = self.customer(customer).name
+        return hashlib.sha1(f"{self.erasure_key}:{name}".encode(), usedforsecurity=False).hexdigest()
 
     def log(self, name: str) -> LogKeys:
         """The log of this name in keys, as `agenda` lists it."""

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 VERSION = 1
-_SLICES = ("store", "state", "collection", "session", "conversation", "customer")
+_SHARED, _LEAVES = ("store", "state", "collection"), ("session", "conversation", "customer")
 _PRELUDE = """#!lua name={name}
 local READS = {{'no-writes'}}
 -- Looking up a global costs as much as a short command, and none of these is there while the library is loaded.
@@ -47,9 +47,9 @@ class Library:
 @cache
 def library() -> Library:
     """The library of this installation; reads the package's files once."""
-    body = "".join(
-        f"\n-- {part} " + "-" * 60 + "\n" + (files("omnistate") / part / "functions.lua").read_text(encoding="utf-8")
-        for part in _SLICES
-    )
+    texts = {part: (files("omnistate") / part / "functions.lua").read_text("utf-8") for part in _SHARED + _LEAVES}
+    # Lua has room for 200 local names at a time, so those of a slice that no other one uses end with it.
+    texts |= {part: f"do\n{texts[part]}\nend\n" for part in _LEAVES}
+    body = "".join(f"\n-- {part} " + "-" * 60 + "\n" + text for part, text in texts.items())
     name = f"omnistate_{VERSION}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
     return Library(name, _PRELUDE.format(name=name) + body)

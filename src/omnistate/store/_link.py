@@ -16,6 +16,7 @@ import hiredis
 
 from omnistate.errors import (
     AmbiguousWrite,
+    CustomerErased,
     NotConnected,
     OmnistateError,
     Overloaded,
@@ -363,8 +364,8 @@ class Link:
 
 
 def _refuse(command: Command[Any], trial: _Trial, error: OmnistateError) -> NoReturn:
-    """Raises the error, unless an earlier try may have been applied."""
-    if trial.sent and command.operation_id is not None:
+    """Raises the error, unless an earlier try may have been applied. What an erased customer had is gone in both cases."""
+    if trial.sent and command.operation_id is not None and not isinstance(error, CustomerErased):
         raise AmbiguousWrite(command.operation_id, str(error), meta=meta_of(command)) from error
     raise error
 

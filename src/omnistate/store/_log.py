@@ -24,6 +24,11 @@ class Entry:
     event: bytes
 
 
+def is_last(entry: Entry) -> bool:
+    """Whether nothing ever follows this entry: the customer was erased."""
+    return entry.event.startswith(b'{"type":"customer.erased"')
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Everything after a position: contiguous, up to and with the newest entry `top`."""

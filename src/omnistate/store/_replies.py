@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from omnistate.errors import (
     AuthenticationFailed,
+    CustomerErased,
     LibraryMissing,
+    OmnistateError,
     OutOfMemory,
     PermissionRefused,
     StoreError,
     StoreUnavailable,
     WritesDisabled,
 )
+from omnistate.store._keys import decode_id
 
 # Refused before anything was applied, by a state of the server that passes: try again until the deadline.
 _PASSING = (
@@ -55,8 +58,10 @@ def is_function_missing(message: str) -> bool:
     return message.startswith("ERR Function not found")
 
 
-def to_error(message: str) -> StoreError:
+def to_error(message: str) -> OmnistateError:
     """Our error for an error reply. The server's text is kept short: it may repeat what was sent."""
+    if message.startswith("ERASED "):  # our functions' own
+        return CustomerErased(decode_id(message.removeprefix("ERASED ").partition(".")[2].split(" ")[0]))
     for prefix, kind, meaning in _MEANINGS:
         if message.startswith(prefix):
             return kind(meaning)

@@ -15,6 +15,7 @@
 -- - older: the last generation's operations; meta is renamed to it once a day.
 -- - docs: names the documents, by the fields of their headers.
 -- - agenda: every customer of the partition, by the time at which the sweeper is to look at them, or earlier than that.
+--   Beyond all times: queues at QUEUES; who was erased, as 'x.<hash>' at ERASED + the time; the hash's key at KEY.
 -- What a write costs, in instructions of the server: 5,000 to 10,000 for each redis.call, 4,000 to 6,000 for a pattern,
 -- 1,500 for a number as text, 1,200 for each key and argument, 700 for a new string, 150 to compare two. So times have 13
 -- digits wherever they are stored, and are compared as they are.
@@ -84,6 +85,21 @@ local function repeated(args, count, records, first)
   return found and reply
 end
 
+local QUEUES, ERASED, KEY = 2251799813685248, 4503599627370496, 9007199254740992  -- 2^51, 2^52, 2^53: a score holds them
+
+-- What a tombstone is called: no id, only a hash of it under a key of the tenant, which is in the agenda too. nil: there is none.
+local function tombstone_of(agenda, name)
+  local key = redis_call('ZRANGEBYSCORE', agenda, text(KEY), text(KEY))[1]
+  return key and 'x.' .. redis.sha1hex(key .. ':' .. name)
+end
+
+-- A refusal when the customer was erased, else nil. Only who has no log is asked: an erased customer gets none.
+local function refuse_erased(agenda, meta)
+  local name = match(meta, '}:(.+):meta$')
+  local tombstone = tombstone_of(agenda, name)
+  return tombstone and redis_call('ZSCORE', agenda, tombstone) and {err = 'ERASED ' .. name}
+end
+
 local the_log = {}  -- the open log: one function runs at a time, so one table serves them all
 
 -- args: number of operation ids, the ids, digest of the arguments (or ''), then the function's own.
@@ -110,11 +126,13 @@ local function open(keys, args, merged_too, field)
     local due, offset, epoch = match(state, '^%d(%d+) (%d+) (%x+)$')
     if sub(epoch, EPOCH_TIME + 1) ~= primary then epoch = new_epoch() end
     log.fresh, log.epoch, log.offset, log.due = offset == '0', epoch, offset + 0, due
-    if byte(log.life) == 49 then
+    if count > 0 and byte(log.life) == 49 then
       reply = repeated(args, count, redis_call('HMGET', keys[3], unpack(args, 2, count + 1)), 1)
       if reply then return nil, reply end
     end
   else
+    reply = refuse_erased(keys[5], keys[1])
+    if reply then return nil, reply end
     log.fresh, log.epoch, log.offset, log.due = true, new_epoch(), 0, NONE
   end
   if meta[2] and not merged_too then return nil, {'merged', meta[2]} end
@@ -238,8 +256,9 @@ local function commit(log, result, outlive, field, value)
     look_after(log, outlive, field, true)
   end
   if log.falls_due or log.fresh then
-    local time = log.falls_due and text(log.falls_due) or log.expire == '-1' and '+inf' or log.expire
-    redis_call('ZADD', log.keys[5], 'LT', time, match(log.keys[1], '}:(.+):meta$'))
+    local time, name = log.falls_due and text(log.falls_due) or log.expire, match(log.keys[1], '}:(.+):meta$')
+    if time == '-1' then time = byte(name) == 113 and text(QUEUES) or '+inf' end  -- 'q'
+    redis_call('ZADD', log.keys[5], 'LT', time, name)
   end
   local plain = not log.into and not (log.turn and turn_counts(log)) and byte(log.life) == 48
   local state = (plain and '1' or '0') .. log.due .. ' ' .. text(log.offset) .. ' ' .. log.epoch
@@ -280,6 +299,8 @@ local function log_open(keys)
   local epoch, offset, into = read_meta(keys[1])
   if into then return {'merged', into} end
   if epoch then return {'ok', epoch, offset} end
+  local refusal = refuse_erased(keys[5], keys[1])
+  if refusal then return refusal end
   epoch = new_epoch()
   local keep = text(milliseconds() + DAY)
   redis_call('DEL', keys[1], keys[2], keys[3], keys[4])

@@ -15,7 +15,7 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Message, Owner, Status, Waiting
-from omnistate.customer import Event, Found, Identity, Outcome, Page, Updated
+from omnistate.customer import Erasure, Event, Found, Identity, Outcome, Page, Updated
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -24,6 +24,7 @@ from omnistate.errors import (
     CollectionFull,
     Conflict,
     ConversationNotFound,
+    CustomerErased,
     CustomerMerged,
     DataDirectoryInUse,
     DataDirectoryTooNew,
@@ -117,6 +118,7 @@ __all__ = [
     "ConversationNotFound",
     "Counter",
     "Customer",
+    "CustomerErased",
     "CustomerMerged",
     "DataDirectoryInUse",
     "DataDirectoryTooNew",
@@ -126,6 +128,7 @@ __all__ = [
     "DurabilityNotReached",
     "DurabilityUnavailable",
     "EncryptionKeyMissing",
+    "Erasure",
     "Event",
     "FieldChange",
     "Found",

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from omnistate._engine import Settings
+from omnistate.customer import Erasure, list_erasures
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.state import AnyState, Keyring, Origin, Snapshot, Stats, UpdateStats, Written, read_outcome
 from omnistate.store import ACCEPTED, Durability, Keyspace, check_duration, encode_id, parse_url
@@ -102,6 +103,17 @@ class Nouns:
         """
         customer_id = run(identify(self._keyspace, channel, address), self.services.link.execute)
         return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+
+    def erase(self, customer_id: str, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
+        """`customer.erase` for an id: everything that is stored of this customer goes, for good."""
+        return self.customer(customer_id).erase(actor=actor, reason=reason, dry_run=dry_run)
+
+    def erasures(self) -> list[Erasure]:
+        """Who was erased, oldest first: by whom, when, why and how much; of the id only a keyed hash is left.
+
+        A round trip for each 1,000.
+        """
+        return run(list_erasures(self._keyspace), self.services.link.execute)
 
     def query(self, kind: type[AnyState]) -> Query[AnyState]:
         """The customers whose state of this class has certain values: see `Query`. No round trip."""

@@ -14,6 +14,7 @@ import msgspec
 
 from omnistate.collection import imported_collections, merge_collection
 from omnistate.customer._commands import Identity, read
+from omnistate.customer._erase import Erasure, check_said, erase_customer, preview_erasure
 from omnistate.customer._flows import (
     find_or_create,
     finish_merge,
@@ -26,7 +27,6 @@ from omnistate.customer._model import Event, Updated
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, State, read_outcome, schema_of
 from omnistate.store import (
-    LONGEST_LOG,
     Entry,
     Flow,
     Keyspace,
@@ -36,7 +36,6 @@ from omnistate.store import (
     check_position,
     encode_id,
     open_log,
-    read_log,
 )
 from omnistate.sync._collection import Place, open_collection
 from omnistate.sync._conversation import Conversation, start_conversation
@@ -156,7 +155,7 @@ class Customer:
         leave = self._services.feed.join(self._log, inbox)
         try:
             position = after or self.position()
-            page = self._services.link.execute(read_log(self._log, position, limit=LONGEST_LOG))
+            page = inbox.missed(self._services.link, self._log, position)
             entries: list[Entry] = page.entries
             while True:
                 for entry in entries:
@@ -229,6 +228,21 @@ class Customer:
             f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
         ]
         run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
+
+    def erase(self, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
+        """Removes everything that is stored of this customer, for good, and refuses this id from then on.
+
+        Documents, collections, their past, sessions, conversations and where they wait, identities, the log, and customers who
+        were merged into this one. Watchers get a `customer.erased` event, then `CustomerErased`, as does whoever writes. It is
+        written down who (`actor`) did it and why, without content: `omni.erasures()`. With `dry_run` it says what would go.
+        Called again after a crash it goes on; a sweeper does, too. Raises `CustomerMerged`: erase the one it was merged into.
+        What stays in files, backups and slow logs of the server: docs/erasure.md. At least 270 round trips, and it looks
+        twice at the names of all keys of one server: one for each 1,000.
+        """
+        check_said(actor, reason)
+        flow = preview_erasure if dry_run else erase_customer
+        work = flow(self._keyspace, self.id, actor=actor, reason=reason)
+        return run(work, self._services.link.execute)
 
     def _merge_document(self, kind: type[State], whose: str, theirs: State) -> None:
         operation_id = OwnOperationId("merge", whose, schema_of(kind).name)

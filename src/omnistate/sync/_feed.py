@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from omnistate.store import LONGEST_LOG, Entry, Leave, LogKeys, Position, read_log
+from omnistate.errors import CustomerErased, PositionLost
+from omnistate.store import LONGEST_LOG, Entry, Leave, LogKeys, Page, Position, is_last, open_log, read_log
 from omnistate.store import Feed as AsyncFeed
 from omnistate.sync._background import Background
 from omnistate.sync._link import Executor
@@ -19,6 +20,7 @@ class Inbox:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._overflown = False
+        self._is_over = False  # the customer was erased, and the reader was told
         self._arrived = threading.Condition()
 
     def on_entry(self, epoch: str, entry: Entry) -> None:  # noqa: ARG002 - the feed tells a new epoch by on_lost
@@ -38,7 +40,9 @@ class Inbox:
         """What is late comes, in order."""
 
     def take(self, link: Executor, log: LogKeys, position: Position, within: float | None = None) -> list[Entry]:
-        """The entries after `position`, at least one, without a gap. Raises `PositionLost`, `TimeoutError`."""
+        """The entries after `position`, at least one, without gaps. Raises `PositionLost`, `CustomerErased`, `TimeoutError`."""
+        if self._is_over:
+            raise CustomerErased(log.id)
         deadline = None if within is None else time.monotonic() + within
         while True:
             with self._arrived:
@@ -48,9 +52,19 @@ class Inbox:
                 entries, self._entries = [entry for entry in self._entries if entry.offset > position.offset], []
                 overflown, self._overflown = self._overflown, False
             if overflown or (entries and entries[0].offset != position.offset + 1):
-                entries = link.execute(read_log(log, position, limit=LONGEST_LOG)).entries
+                entries = self.missed(link, log, position).entries
             if entries:
+                self._is_over = is_last(entries[-1])
                 return entries
+
+    def missed(self, link: Executor, log: LogKeys, position: Position) -> Page:
+        """What is in the log after a position. Raises `PositionLost`; `CustomerErased` when there is no log for that reason."""
+        try:
+            return link.execute(read_log(log, position, limit=LONGEST_LOG))
+        except PositionLost as lost:
+            if not lost.current.epoch:
+                link.execute(open_log(log))
+            raise
 
 
 class Feed:

@@ -37,7 +37,6 @@ from omnistate.state._seal import Keyring
 from omnistate.state._update import MAX_RACES, Call, apply, in_turn
 from omnistate.store import (
     ACCEPTED,
-    LONGEST_LOG,
     Command,
     Durability,
     Entry,
@@ -49,7 +48,6 @@ from omnistate.store import (
     check_position,
     encode_id,
     new_operation_id,
-    read_log,
 )
 from omnistate.sync._combiner import Combiner
 from omnistate.sync._feed import Feed, Inbox
@@ -411,7 +409,7 @@ class StateHandle(Generic[AnyState]):
         inbox = Inbox()
         leave = self._services.feed.join(self.target.log, inbox)
         try:
-            change, held = self._catch_up(after)
+            change, held = self._catch_up(inbox, after)
             if change is not None:
                 yield change
             position = change.position if change is not None else cast("Position", after)
@@ -437,12 +435,12 @@ class StateHandle(Generic[AnyState]):
         followed = Followed(self.target, held)
         return Change(self.schema, followed.encoded(), held.version, position, ()), followed
 
-    def _catch_up(self, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
+    def _catch_up(self, inbox: Inbox, after: Position | None) -> tuple[Change[AnyState] | None, Followed]:
         link = self._services.link
         if after is None:
             return self._present()
         found: Read = link.execute(read(self.target))
-        page: Page = link.execute(read_log(self.target.log, after, limit=LONGEST_LOG))
+        page: Page = inbox.missed(link, self.target.log, after)
         entries = [entry for entry in page.entries if self._concerns(entry)]
         followed = Followed(self.target, found.held)
         for entry in entries:
