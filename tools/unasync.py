@@ -25,6 +25,7 @@ SOURCES = {
     "conversation/_api.py": "_conversation.py",
     "customer/_query.py": "_query.py",
     "customer/_transaction.py": "_transaction.py",
+    "customer/_export.py": "_customer_export.py",
     "customer/_api.py": "_customer.py",
     "ops/_bulk.py": "_bulk.py",
     "_client.py": "_client.py",

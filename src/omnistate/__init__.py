@@ -15,7 +15,21 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Conversation, Message, Owner, Queue, Status, Waiting
-from omnistate.customer import Customer, Erasure, Event, Found, Identity, Outcome, Page, Query, Transaction, Updated
+from omnistate.customer import (
+    Customer,
+    CustomerExport,
+    Erasure,
+    Event,
+    Found,
+    Identity,
+    Manifest,
+    Outcome,
+    Page,
+    Query,
+    Transaction,
+    Updated,
+    verify_export,
+)
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -113,6 +127,7 @@ __all__ = [
     "Counter",
     "Customer",
     "CustomerErased",
+    "CustomerExport",
     "CustomerMerged",
     "DataDirectoryInUse",
     "DataDirectoryTooNew",
@@ -139,6 +154,7 @@ __all__ = [
     "LeaseLost",
     "LibraryMissing",
     "List",
+    "Manifest",
     "Map",
     "Message",
     "MissingExtra",
@@ -193,4 +209,5 @@ __all__ = [
     "migrate",
     "protobuf",
     "replicated",
+    "verify_export",
 ]

@@ -121,6 +121,7 @@ TOPICS = {
     "queries": 1,
     "bulk": 7,
     "sync": 1,
+    "erasure": 8,
     "topologies": 2,
 }  # pages about one thing, and how many commands each has
 

@@ -31,7 +31,7 @@ from omnistate import CUSTOMER, Client, Customer, CustomerErased, CustomerMerged
 from omnistate.conversation._flows import hand_off_to_queue
 from omnistate.customer import _erase
 from omnistate.customer._commands import claim
-from omnistate.ops import Bulk, export_all, import_all
+from omnistate.ops import Bulk, erase_again, export_all, import_all
 from omnistate.store import Keyspace, run
 from shop import Cart
 
@@ -474,3 +474,32 @@ def test_a_walk_that_two_servers_have_answered_counts_as_none() -> None:
         for page in pages:
             command = walk.send(command.parse(page))
     assert ended.value.value is None
+
+
+async def test_a_restore_does_not_bring_them_back_once_they_are_erased_again(
+    omni: Client, raw: Redis, tenant: str
+) -> None:
+    word, late = Canaries(), Canaries()
+    ana = await plant(omni, word)
+    await plant_merged(omni, word, ana)
+    await omni.customer("ben").state(Planted).patch(word="stays")
+    backup = {key: raw.dump(key) for key in keys_of_tenant(raw, tenant)}
+    new = await plant(omni, late)
+    await ana.erase(**WHO)
+    await new.erase(**WHO)  # who came after the backup
+    listed = await omni.erasures()
+    for key in keys_of_tenant(raw, tenant):
+        raw.delete(key)
+    for key, dumped in backup.items():
+        raw.restore(key, 0, dumped)  # type: ignore[arg-type]
+    assert any(found(raw, tenant, word.words).values())
+    bulk = Bulk(omni.services, omni.keyspace)
+    done = await erase_again(bulk, listed)
+    assert not any(found(raw, tenant, word.words).values())
+    assert ana.id in {one.customer for one in done}
+    for one in (ana, new):
+        with pytest.raises(CustomerErased):
+            await one.state(Planted).patch(word="x")
+    assert (await omni.customer("ben").state(Planted).get()).word == "stays"
+    assert {(one.digest, one.actor) for one in await omni.erasures()} == {(one.digest, one.actor) for one in listed}
+    assert await erase_again(bulk, listed) == []

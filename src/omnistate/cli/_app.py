@@ -9,7 +9,20 @@ import cyclopts
 from cyclopts import CycloptsError
 
 import omnistate
-from omnistate.cli import _cluster, _demo, _export, _get, _import, _migrate, _serve, _set, _sweep, _version, _watch
+from omnistate.cli import (
+    _cluster,
+    _customer,
+    _demo,
+    _export,
+    _get,
+    _import,
+    _migrate,
+    _serve,
+    _set,
+    _sweep,
+    _version,
+    _watch,
+)
 from omnistate.cli._common import UsageError
 
 
@@ -28,6 +41,7 @@ def make_cli() -> Callable[[Any], int | None]:
     for command in commands:
         cli.command(command, name=command.__name__.rstrip("_"))
     cli.command(_cluster.cluster)
+    cli.command(_customer.customer)
 
     def run(arguments: Any) -> int | None:
         try:

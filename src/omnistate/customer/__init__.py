@@ -1,10 +1,12 @@
 """Customers and their identities."""
 
 from omnistate.customer._api import Customer, identify
-from omnistate.customer._commands import Identity, Stored, documents
-from omnistate.customer._erase import Erasure, erase_customer, list_erasures, resume_erasure
+from omnistate.customer._commands import Identity, Stored, documents, list_entries
+from omnistate.customer._erase import Erasure, erase_customer, list_erasures, refuse_again, resume_erasure
 from omnistate.customer._erase_commands import check as check_erased
+from omnistate.customer._export import CustomerExport
 from omnistate.customer._flows import imported_classes
+from omnistate.customer._manifest import Manifest, verify_export
 from omnistate.customer._model import Event, Updated
 from omnistate.customer._outcome import Outcome
 from omnistate.customer._query import Query
@@ -13,11 +15,13 @@ from omnistate.customer._transaction import DocumentChanges, Transaction
 
 __all__ = [
     "Customer",
+    "CustomerExport",
     "DocumentChanges",
     "Erasure",
     "Event",
     "Found",
     "Identity",
+    "Manifest",
     "Outcome",
     "Page",
     "Query",
@@ -29,6 +33,9 @@ __all__ = [
     "erase_customer",
     "identify",
     "imported_classes",
+    "list_entries",
     "list_erasures",
+    "refuse_again",
     "resume_erasure",
+    "verify_export",
 ]

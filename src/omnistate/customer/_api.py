@@ -14,6 +14,7 @@ from omnistate.collection import Declares, Place, imported_collections, merge_co
 from omnistate.conversation import Conversation, start_conversation
 from omnistate.customer._commands import Identity, read
 from omnistate.customer._erase import Erasure, check_said, erase_customer, preview_erasure
+from omnistate.customer._export import CustomerExport
 from omnistate.customer._flows import (
     find_or_create,
     finish_merge,
@@ -233,6 +234,14 @@ class Customer:
             f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
         ]
         await run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
+
+    def export(self, *, signing_key: bytes | None = None) -> CustomerExport:
+        """Everything that is known of the customer, and of those who were merged into it. No round trip: see `CustomerExport`.
+
+        Encrypted values are in clear, where the keyring has their key, else they say so. Never tokens of sessions.
+        `signing_key`: PEM of an Ed25519 private key, to sign the manifest.
+        """
+        return CustomerExport(self._services, self._keyspace, self.id, signing_key)
 
     async def erase(self, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
         """Removes everything that is stored of this customer, for good, and refuses this id from then on.

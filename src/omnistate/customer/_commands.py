@@ -12,7 +12,7 @@ import msgspec
 from omnistate.collection import own_keys
 from omnistate.errors import CustomerMerged, InvalidInput
 from omnistate.state import NEVER
-from omnistate.store import Command, LogKeys, merged_error, opening
+from omnistate.store import Command, LogKeys, Position, decode_id, merged_error, opening
 
 _json = msgspec.json.Encoder().encode
 
@@ -128,3 +128,34 @@ def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:
         return reply[0].decode() or None, [decode_identity(identity) for identity in reply[2::2]]
 
     return Command("customer_read", (log.meta, identities_key(log)), (), parse)
+
+
+Entries = tuple[str, list[tuple[str, tuple[str, str] | None, bytes]]]
+
+
+def list_entries(log: LogKeys) -> Command[Entries]:
+    """Whom a customer was merged into, or ""; and name, owner and header of each document and collection."""
+
+    def parse(reply: list[bytes]) -> Entries:
+        found = []
+        for entry, header in zip(reply[1::2], reply[2::2], strict=True):
+            name, _, owner = entry.decode().removeprefix("doc:").partition(":")
+            what, _, id_ = owner.partition(":")
+            found.append((name, (what, decode_id(id_)) if owner else None, header))
+        return reply[0].decode(), found
+
+    return Command("log_entries", (log.meta, log.written[3]), (), parse)
+
+
+def read_log_as_it_is(log: LogKeys) -> Command[tuple[Position | None, list[bytes]]]:
+    """The position of a log, None where there is none, and all events that it still has."""
+
+    def parse(reply: list[bytes]) -> tuple[Position | None, list[bytes]]:
+        return Position(reply[0].decode(), int(reply[1])) if reply[0] else None, reply[2:]
+
+    return Command("customer_log", (log.meta, log.log), (), parse)
+
+
+def read_key(key: bytes, first: int = 0, last: int = -1) -> Command[tuple[str, list[bytes]]]:
+    """The type of a key and what it holds, of a list only from `first` to `last`; "none" where it has expired."""
+    return Command("customer_value", (key,), (first, last), lambda reply: (reply[0].decode(), reply[1:]))

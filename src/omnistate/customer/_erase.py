@@ -32,7 +32,7 @@ from omnistate.customer import _erase_commands as commands
 from omnistate.customer._commands import read
 from omnistate.customer._erase_commands import Begun, NotErased
 from omnistate.errors import CustomerErased, CustomerMerged, InvalidInput
-from omnistate.store import PARTITIONS, Flow, Keyspace, LogKeys, call
+from omnistate.store import PARTITIONS, Flow, Keyspace, LogKeys, call, partition_of
 
 _AT_ONCE = 200  # keys of one call
 _MOST_TEXT = 500  # characters of a reason or an actor
@@ -43,7 +43,8 @@ class Erasure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `customer` is "" in the tenant's list, where `digest`, a keyed hash, stands for the id. `merged`: how many customers who had
     been merged into this one were erased with it; `into` is the digest of the one whom such a customer had been merged into.
-    `counts` say how much there was of each kind. `repeated`: it had been erased before, and this is what was done then.
+    `counts` say how much there was of each kind, `partition` where the hash of the id is kept.
+    `repeated`: it had been erased before, and this is what was done then.
     """
 
     at: datetime
@@ -54,6 +55,7 @@ class Erasure(msgspec.Struct, frozen=True, omit_defaults=True):
     merged: int = 0
     into: str = ""
     customer: str = ""
+    partition: int = 0
     repeated: bool = False
     dry_run: bool = False
 
@@ -116,6 +118,14 @@ def list_erasures(keyspace: Keyspace) -> Flow[list[Erasure]]:
     return sorted(map(_decode, found.values()), key=lambda one: one.at)
 
 
+def refuse_again(keyspace: Keyspace, erasure: Erasure) -> Flow[None]:
+    """For a store that was restored from before an erasure: the id is refused again, and listed. Safe to repeat."""
+    milliseconds = round(erasure.at.timestamp() * 1000)
+    yield from call(commands.refuse(keyspace, erasure.partition, erasure.digest, milliseconds))
+    plain = msgspec.structs.replace(erasure, customer="", repeated=False)
+    yield from call(commands.record(keyspace, erasure.digest, msgspec.json.encode(plain)))
+
+
 def _begin(keyspace: Keyspace, customer: str, into: str, actor: str, reason: str) -> commands.Beginning:
     return commands.begin(keyspace, keyspace.customer(customer), into=into, actor=actor, reason=reason)
 
@@ -142,6 +152,7 @@ def _write_down(keyspace: Keyspace, customer: str, begun: Begun, merged: int) ->
     into = keyspace.tombstone(begun.into) if begun.into else ""
     at = datetime.fromtimestamp(begun.time / 1000, UTC)
     entry = Erasure(at, begun.actor, begun.reason, begun.counts, begun.digest, merged, into)
+    entry = msgspec.structs.replace(entry, partition=partition_of(keyspace.customer(customer).name))
     held = _decode((yield from call(commands.record(keyspace, begun.digest, msgspec.json.encode(entry)))))
     if not begun.is_over:
         yield from call(commands.end(keyspace.customer(customer)))

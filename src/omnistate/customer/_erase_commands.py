@@ -168,6 +168,12 @@ def check(log: LogKeys) -> Command[bool]:
     return Command("erase_check", (log.meta, log.written[4]), (), lambda reply: reply == b"1")
 
 
+def refuse(keyspace: Keyspace, partition: int, digest: str, milliseconds: int) -> Command[None]:
+    """A tombstone without a customer, in a store that was restored. Safe to repeat."""
+    arguments = (keyspace.erasure_key, digest, milliseconds)
+    return Command("erase_refuse", (keyspace.agenda(partition),), arguments, lambda _: None, new_operation_id())
+
+
 def forget_identity(key: bytes, customer: str) -> Command[None]:
     """The identity names nobody, if it named this customer. Safe to repeat."""
     return Command("identity_forget", (key,), (customer,), lambda _: None, new_operation_id())

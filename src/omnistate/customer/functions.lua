@@ -158,6 +158,30 @@ local function customer_keys(keys, args)
   return reply
 end
 
+-- customer_log: the position of a log and all that it still has   keys: meta, log   reply: {epoch or '', offset, event ...}
+local function customer_log(keys)
+  local epoch, offset = read_meta(keys[1])
+  return {epoch or '', offset, unpack(redis_call('LRANGE', keys[2], 0, -1))}
+end
+
+-- customer_value: what a key holds   keys: key   arguments: first, last (of a list)   reply: {type, value ...}
+local function customer_value(keys, args)
+  local kind, held = redis_call('TYPE', keys[1]).ok, {}
+  if kind == 'hash' then
+    held = redis_call('HGETALL', keys[1])
+  elseif kind == 'list' then
+    held = redis_call('LRANGE', keys[1], args[1], args[2])
+  elseif kind == 'set' then
+    held = redis_call('SMEMBERS', keys[1])
+  elseif kind == 'zset' then
+    held = redis_call('ZRANGE', keys[1], 0, -1, 'WITHSCORES')
+  elseif kind == 'string' then
+    held = {redis_call('GET', keys[1])}
+  end
+  table.insert(held, 1, kind)
+  return held
+end
+
 -- How many of its kind a key holds.
 local function weigh(key, kind)
   if kind == 'events' or kind == 'messages' or kind == 'changes' then return redis_call('LLEN', key) end
@@ -220,6 +244,14 @@ local function erase_list(keys, args)
   return {page[1], unpack(page[2])}
 end
 
+-- erase_refuse: a tombstone that another store had   keys: agenda   arguments: key of the hash, hash, time
+-- Doing it twice is doing it once. Who is still there with this hash is refused only once their log has gone: see the job.
+local function erase_refuse(keys, args)
+  if not tombstone_of(keys[1], '') then redis_call('ZADD', keys[1], text(KEY), args[1]) end
+  redis_call('ZADD', keys[1], 'NX', text(ERASED + args[3]), 'x.' .. args[2])
+  return 'ok'
+end
+
 -- erase_check: whether a customer was erased   keys: meta, agenda   reply: "1" | "0"
 local function erase_check(keys) return refuse_erased(keys[2], keys[1]) and '1' or '0' end
 
@@ -277,8 +309,11 @@ define('erase_index', erase_index)
 define('erase_end', erase_end)
 define('erase_record', erase_record)
 define('erase_list', erase_list, READS)
+define('erase_refuse', erase_refuse)
 define('erase_check', erase_check, READS)
 define('customer_keys', customer_keys, READS)
+define('customer_log', customer_log, READS)
+define('customer_value', customer_value, READS)
 define('identity_forget', identity_forget)
 define('customer_absorb', customer_absorb)
 define('agenda_queues', agenda_queues, READS)

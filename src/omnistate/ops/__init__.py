@@ -1,6 +1,7 @@
 """What keeps a store in order, what is done with many customers at once, and clusters on this machine."""
 
 from omnistate.ops._bulk import Bulk
+from omnistate.ops._erase_again import erase_again
 from omnistate.ops._job import Report
 from omnistate.ops._local import LocalServers, LocalSettings
 from omnistate.ops._local_cluster import LocalCluster, Shard
@@ -22,6 +23,7 @@ __all__ = [
     "Role",
     "Shard",
     "Sweeper",
+    "erase_again",
     "export_all",
     "import_all",
     "migrate_all",

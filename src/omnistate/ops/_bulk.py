@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TypeVar
 
-from omnistate.customer import Customer
+from omnistate.customer import Customer, list_entries
 from omnistate.errors import OmnistateError
-from omnistate.ops._commands import count_customers, list_entries, list_page
+from omnistate.ops._commands import count_customers, list_page
 from omnistate.state import AnyState, Origin, Services, Snapshot, Written, schema_of
 from omnistate.store import PARTITIONS, Flow, Keyspace, LogKeys, call, run, together
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omnistate.collection import own_keys
-from omnistate.store import Argument, Command, Keyspace, LogKeys, decode_id
+from omnistate.store import Argument, Command, Keyspace, LogKeys
 
 Due = list[tuple[str, bytes]]  # entries and their headers
 
@@ -30,23 +30,6 @@ def list_page(keyspace: Keyspace, partition: int, cursor: bytes) -> Command[tupl
 def count_customers(keyspace: Keyspace, partition: int) -> Command[tuple[int, int]]:
     """How many customers a partition has, and the server's time in milliseconds."""
     return Command("agenda_size", (keyspace.agenda(partition),), (), lambda reply: (int(reply[0]), int(reply[1])))
-
-
-Entries = tuple[str, list[tuple[str, tuple[str, str] | None, bytes]]]
-
-
-def list_entries(log: LogKeys) -> Command[Entries]:
-    """Whom a customer was merged into, or ""; and name, owner and header of each document and collection."""
-
-    def parse(reply: list[bytes]) -> Entries:
-        found = []
-        for entry, header in zip(reply[1::2], reply[2::2], strict=True):
-            name, _, owner = entry.decode().removeprefix("doc:").partition(":")
-            what, _, id_ = owner.partition(":")
-            found.append((name, (what, decode_id(id_)) if owner else None, header))
-        return reply[0].decode(), found
-
-    return Command("log_entries", (log.meta, log.written[3]), (), parse)
 
 
 def find_due(log: LogKeys) -> Command[Due]:

@@ -46,6 +46,7 @@ from omnistate.state._model import (
 )
 from omnistate.state._near import Kept, NearCache
 from omnistate.state._options import History, Options, check_life, check_name
+from omnistate.state._plain import plain_document, plain_event, plain_message, plain_step, plain_value
 from omnistate.state._protobuf import declared_messages, protobuf
 from omnistate.state._schema import Flat, Schema, check_depth, check_numbers
 from omnistate.state._seal import KeyEncryptionKey, Keyring
@@ -114,6 +115,11 @@ __all__ = [
     "options_of",
     "parse_change",
     "parse_version",
+    "plain_document",
+    "plain_event",
+    "plain_message",
+    "plain_step",
+    "plain_value",
     "precondition_of",
     "protobuf",
     "read_outcome",

@@ -93,7 +93,7 @@ def read_history(target: Target) -> Command[_Reply]:
             raise merged_error(target.log, reply[1])
         position = Position(reply[1].decode(), int(reply[2]))
         try:
-            steps = [_parse(line) for line in reply[6]]
+            steps = [parse_step(line) for line in reply[6]]
         except (ValueError, msgspec.MsgspecError) as error:
             raise SchemaMismatch(f"what {target.name} remembers of its past is damaged") from error
         return held_of(target, reply[3], reply[4]), position, int(reply[5]), steps
@@ -102,7 +102,7 @@ def read_history(target: Target) -> Command[_Reply]:
     return Command("state_history", (target.log.meta, *target.own), arguments, parse)
 
 
-def _parse(line: bytes) -> _Step:
+def parse_step(line: bytes) -> _Step:
     head, _, rest = line.partition(b"\n")
     offset, epoch, before_offset, before_epoch, class_version, time, kind, length = head.split(b" ")
     before = None if before_offset == b"-" else parse_version(before_offset + b" " + before_epoch)

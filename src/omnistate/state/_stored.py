@@ -72,7 +72,7 @@ class Packing:
             stored = keyring.open(stored[1:], document + b"\0" + name)
             tag = stored[:1]
         if tag == ZSTD:
-            stored = _decompress(stored[1:])
+            stored = decompress(stored[1:])
             tag = stored[:1]
         if tag == PROTOBUF:
             if not self.name.startswith("protobuf"):
@@ -99,7 +99,7 @@ def zstd() -> Any:
     return module
 
 
-def _decompress(packed: bytes) -> bytes:
+def decompress(packed: bytes) -> bytes:
     module = zstd()
     try:
         decompressor = module.ZstdDecompressor()

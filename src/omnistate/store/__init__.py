@@ -20,6 +20,7 @@ from omnistate.store._keys import (
     check_operation_id,
     decode_id,
     encode_id,
+    partition_of,
 )
 from omnistate.store._library import library
 from omnistate.store._link import DurableLink, Executor, Link, meta_of
@@ -99,6 +100,7 @@ __all__ = [
     "opening",
     "pack",
     "parse_url",
+    "partition_of",
     "pause",
     "private",
     "read_log",

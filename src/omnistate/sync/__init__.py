@@ -15,7 +15,7 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Message, Owner, Status, Waiting
-from omnistate.customer import Erasure, Event, Found, Identity, Outcome, Page, Updated
+from omnistate.customer import Erasure, Event, Found, Identity, Manifest, Outcome, Page, Updated, verify_export
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -89,6 +89,7 @@ from omnistate.sync._client import Client, connect
 from omnistate.sync._collection import Item
 from omnistate.sync._conversation import Conversation, Queue
 from omnistate.sync._customer import Customer
+from omnistate.sync._customer_export import CustomerExport
 from omnistate.sync._query import Query
 from omnistate.sync._session import Session
 from omnistate.sync._state import StateHandle
@@ -119,6 +120,7 @@ __all__ = [
     "Counter",
     "Customer",
     "CustomerErased",
+    "CustomerExport",
     "CustomerMerged",
     "DataDirectoryInUse",
     "DataDirectoryTooNew",
@@ -145,6 +147,7 @@ __all__ = [
     "LeaseLost",
     "LibraryMissing",
     "List",
+    "Manifest",
     "Map",
     "Message",
     "MissingExtra",
@@ -199,4 +202,5 @@ __all__ = [
     "migrate",
     "protobuf",
     "replicated",
+    "verify_export",
 ]

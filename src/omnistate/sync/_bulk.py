@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
+from omnistate.customer import list_entries
 from omnistate.errors import OmnistateError
-from omnistate.ops._commands import count_customers, list_entries, list_page
+from omnistate.ops._commands import count_customers, list_page
 from omnistate.state import AnyState, Origin, Snapshot, Written, schema_of
 from omnistate.store import PARTITIONS, Flow, Keyspace, LogKeys, call
 from omnistate.sync._customer import Customer

@@ -39,6 +39,7 @@ from omnistate.store import (
 )
 from omnistate.sync._collection import Place, open_collection
 from omnistate.sync._conversation import Conversation, start_conversation
+from omnistate.sync._customer_export import CustomerExport
 from omnistate.sync._declares import Declares
 from omnistate.sync._feed import Inbox
 from omnistate.sync._flow import run
@@ -228,6 +229,14 @@ class Customer:
             f"{name}.{index}" for name in own if name in classes for index in schema_of(classes[name]).indexes.names
         ]
         run(finish_merge(self._keyspace, self.id, other.id, frozen, kinds, indexes), execute)
+
+    def export(self, *, signing_key: bytes | None = None) -> CustomerExport:
+        """Everything that is known of the customer, and of those who were merged into it. No round trip: see `CustomerExport`.
+
+        Encrypted values are in clear, where the keyring has their key, else they say so. Never tokens of sessions.
+        `signing_key`: PEM of an Ed25519 private key, to sign the manifest.
+        """
+        return CustomerExport(self._services, self._keyspace, self.id, signing_key)
 
     def erase(self, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
         """Removes everything that is stored of this customer, for good, and refuses this id from then on.
