@@ -30,7 +30,8 @@ from erasable import (
 from omnistate import CUSTOMER, Client, Customer, CustomerErased, CustomerMerged
 from omnistate.conversation._flows import hand_off_to_queue
 from omnistate.customer import _erase
-from omnistate.customer._commands import claim
+from omnistate.customer._commands import Identity, claim
+from omnistate.customer._flows import link
 from omnistate.ops import Bulk, erase_again, export_all, import_all
 from omnistate.store import Keyspace, run
 from shop import Cart
@@ -339,6 +340,25 @@ async def test_an_identity_that_was_being_linked_is_given_up(omni: Client, raw: 
     new = await omni.identify("web", "half")
     assert new.id != "ana"
     assert [one.address for one in await new.identities()] == ["half"]
+
+
+async def test_an_identity_that_is_confirmed_too_late_names_nobody(omni: Client, raw: Redis, tenant: str) -> None:
+    """The customer's list names it, then the customer is erased, then the third step comes."""
+    ana = omni.customer("ana")
+    await ana.position()
+    flow, steps = link(omni.keyspace, Identity("web", "late"), "ana"), 0
+
+    async def execute(command: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            await ana.erase(**WHO)
+        return await omni.services.link.execute(command)
+
+    await run(flow, execute)
+    assert steps == 4
+    assert not any(found(raw, tenant, {"id": "c.ana:", "identity": "identity"}).values())
+    assert (await omni.identify("web", "late")).id != "ana"
 
 
 async def test_what_a_hand_off_left_in_a_queue_is_taken_back(omni: Client, raw: Redis, tenant: str) -> None:

@@ -11,10 +11,10 @@ local function identity_claim(keys, args)
 end
 
 -- identity_point: moves the identity, or confirms that the customer's list names it
--- keys: identity   arguments: from, to   reply: {"ok"} | {"moved", customer}
+-- keys: identity   arguments: from, to   reply: {"ok"} | {"moved", customer, or '' when it names nobody: who it named was erased}
 local function identity_point(keys, args)
   local customer = redis_call('HGET', keys[1], 'customer')
-  if customer and customer ~= args[1] and customer ~= args[2] then return {'moved', customer} end
+  if customer ~= args[1] and customer ~= args[2] then return {'moved', customer or ''} end
   redis_call('HSET', keys[1], 'customer', args[2], 'confirmed', '1')
   return {'ok'}
 end
