@@ -18,7 +18,7 @@ from redis import Redis
 
 import omnistate
 from erasable import KEYRING, Canaries, Planted, plant, plant_merged
-from messages import Line
+from messages import NewerLine
 from omnistate import Client, CustomerErased, InvalidInput, SchemaMismatch, verify_export
 from shop import Cart
 
@@ -101,7 +101,7 @@ class Packed(omnistate.State, name="ExportPacked", codec="msgpack", compress_ove
     secret: str = ""
 
 
-omnistate.protobuf(Line, name="ExportLine")
+omnistate.protobuf(NewerLine, name="ExportLine")
 Card = omnistate.Map(str, str, name="export_card", encrypted=True)
 
 
@@ -110,7 +110,7 @@ async def test_values_of_every_codec_are_in_clear_also_without_their_classes(omn
     await ana.state(Packed).set(Packed(words=["long"] * 50, numbers={1: 0.5}, secret="one"))
     await ana.state(Packed).patch(secret="two")
     await ana.collection(Card).put("number", "4711")
-    await ana.state(Line).set(Line(quantity=7))
+    await ana.state(NewerLine).set(NewerLine(quantity=7))
     lines = await read(ana)
     packed = next(one for one in lines if one.get("name") == "ExportPacked")
     assert packed["value"] == {"words": ["long"] * 50, "numbers": {"1": 0.5}, "secret": "two"}

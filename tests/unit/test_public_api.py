@@ -31,6 +31,7 @@ TWINS = {
     omnistate.Query: "_query",
     omnistate.Transaction: "_transaction",
     omnistate.Customer: "_customer",
+    omnistate.CustomerExport: "_customer_export",
     **dict.fromkeys((_client.Nouns, _client.DurableClient, _client.Client), "_client"),
 }
 RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
@@ -55,7 +56,7 @@ def test_the_synchronous_names_are_the_same() -> None:
     assert blocking.__all__ == omnistate.__all__
     handles = {name for name in omnistate.__all__ if getattr(blocking, name) is not getattr(omnistate, name)}
     assert handles == {
-        "Client", "Conversation", "Customer", "Item", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
+        "Client", "Conversation", "Customer", "CustomerExport", "Item", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
     }  # fmt: skip
 
 
