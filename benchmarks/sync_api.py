@@ -14,8 +14,8 @@ import redis
 
 import omnistate.sync as omnistate
 import peers
+from cart import Cart, a_cart
 from harness import ROUNDS, median, server
-from p1_write import Cart, a_cart, customer
 
 THREADS, CUSTOMERS, SECONDS = 8, 1000, 1.5
 Call = Callable[[], object]
@@ -74,7 +74,7 @@ def update(r: redis.Redis, name: str) -> None:
 
 def measure(port: int) -> dict[str, Any]:
     ids, chance = count(), random.Random(1)
-    names = [customer(number) for number in range(CUSTOMERS)]
+    names = [f"customer-{number:012}" for number in range(CUSTOMERS)]
     pool = redis.ConnectionPool(host="127.0.0.1", port=port, max_connections=THREADS + 2)
     r = redis.Redis(connection_pool=pool)
     found: dict[str, list[float]] = {}
