@@ -56,14 +56,16 @@ from omnistate.errors import (
     ServerBinaryMissing,
     ServerFailed,
     SessionExpired,
+    SessionRotated,
     StoreError,
     StoreUnavailable,
+    TooManySessions,
     UsedAfterFork,
     ValueTooDeep,
     ValueTooLarge,
     WritesDisabled,
 )
-from omnistate.session import Session
+from omnistate.session import Session, SessionEnding, SessionEndings, SessionInfo, SessionPolicy
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -163,7 +165,12 @@ __all__ = [
     "ServerBinaryMissing",
     "ServerFailed",
     "Session",
+    "SessionEnding",
+    "SessionEndings",
     "SessionExpired",
+    "SessionInfo",
+    "SessionPolicy",
+    "SessionRotated",
     "Set",
     "Snapshot",
     "SortedSet",
@@ -173,6 +180,7 @@ __all__ = [
     "Status",
     "StoreError",
     "StoreUnavailable",
+    "TooManySessions",
     "Transaction",
     "Undone",
     "UniqueCounter",

@@ -15,7 +15,7 @@ from omnistate.conversation import Conversation, Queue
 from omnistate.customer import Customer, Query, identify
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
 from omnistate.ops import Bulk, Sweeper
-from omnistate.session import Session, session_of_token
+from omnistate.session import Session, SessionEndings, read_endings, session_of_token
 from omnistate.state import (
     AnyState,
     Keyring,
@@ -111,8 +111,20 @@ class Nouns:
         return Query(self.services, self._keyspace, kind)
 
     def session(self, token: str) -> Session:
-        """The session of this token. No round trip: `touch` tells whether it lives. Raises `InvalidInput`."""
+        """The session of the token that a client brought. No round trip: `load` and `touch` tell whether it lives.
+
+        A token that is malformed, or another tenant's, is one of a session that does not live.
+        """
         return session_of_token(self.services, self._keyspace, token)
+
+    async def session_endings(self, *, after: str | None = None) -> SessionEndings:
+        """How sessions of all customers ended, oldest first: those that are kept, or those after an earlier page's `cursor`.
+
+        At least once, also where nobody was running: keep the cursor with what you made of the page, and ask again until it
+        is empty. An ending that comes again has the same `id`. The last 4,000 of each 256th of the customers are kept, for
+        30 days; raises `PositionLost` where some are not there any more: begin without a cursor. 256 small calls, together.
+        """
+        return await read_endings(self.services, self._keyspace, after)
 
     def conversation(self, conversation_id: str, *, channel: str | None = None) -> Conversation:
         """The conversation of this id. No round trip; raises `InvalidId`."""

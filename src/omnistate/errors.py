@@ -189,6 +189,23 @@ class SessionExpired(OmnistateError):
     code = "session_expired"
 
 
+class SessionRotated(Conflict):
+    """Another request gave the session a new token a moment ago: answer with that one, or let the client call again."""
+
+    code = "session_rotated"
+
+
+class TooManySessions(QuotaExceeded):
+    """The customer has as many sessions on this channel as its policy allows: end one first, `customer.revoke_session`."""
+
+    code = "too_many_sessions"
+
+    def __init__(self, channel: str, *, limit: int) -> None:
+        super().__init__("sessions", limit=limit)
+        self.args = (f"a customer may have {limit:,} sessions on {channel} at a time: end one of them first",)
+        self.channel = channel
+
+
 class IdentityTaken(OmnistateError):
     """This identity already belongs to another customer: merge the two, or use another identity."""
 

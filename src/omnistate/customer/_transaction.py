@@ -27,7 +27,7 @@ from omnistate.collection import (
 )
 from omnistate.customer._outcome import Outcome
 from omnistate.errors import Conflict, InvalidInput, OperationIdReused, SessionExpired
-from omnistate.session import Session, session_part
+from omnistate.session import Session
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -276,6 +276,7 @@ class Transaction:
         self._documents: dict[bytes, DocumentChanges[Any]] = {}
         self._others: list[tuple[Part, Outcome[Any], Callable[[list[Any]], Exception]]] = []
         self._expected: dict[str, tuple[Precondition, Part, str]] = {}
+        self._ended: list[Session] = []
         self._is_over = False
         self.position: Position | None = None
         self.repeated = False
@@ -364,10 +365,11 @@ class Transaction:
     def _session(self, name: str, session: Session, reason: str = "") -> None:
         if session.customer_id != self._customer_id:
             raise InvalidInput(_ELSEWHERE)
-        part = session_part(name, self._place.log, session.id, reason)
-        if any(other.name == "session_end" and other.keys == part.keys for other, _, _ in self._others):
+        if any(session.is_same(other) for other in self._ended):
             raise InvalidInput("this session is ended earlier in the same transaction")
-        self._add(part, Outcome(bytes), lambda _: SessionExpired("the session ended or its idle deadline passed"))
+        self._add(session.part(name, reason), Outcome(bytes), lambda _: SessionExpired(_NO_SESSION))
+        if name == "session_end":
+            self._ended.append(session)
 
     @property
     def _customer_id(self) -> str:
@@ -527,6 +529,7 @@ def _changed_meanwhile(name: str) -> Conflict:
     )
 
 
+_NO_SESSION = "the session ended or a deadline of it passed: nothing of the transaction was applied"
 _OVER = "the transaction is over: begin another one with customer.transaction()"
 _ELSEWHERE = (
     "this belongs to another customer, and a transaction changes one: do it in steps that can be repeated, each under an "

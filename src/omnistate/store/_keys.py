@@ -5,6 +5,7 @@
     omni:<tenant>:{<partition>}:t.<collection>:<what>  what belongs to the tenant itself
     omni:<tenant>:{<partition>}:agenda                 the partition's customers, by when they are to be looked at
     omni:<tenant>:{<partition>}:index:<name>           the partition's part of an index
+    omni:<tenant>:{<partition>}:endings                how sessions of the partition's customers ended
     omni:<tenant>:{i.<digest>}:identity                which customer an identity points to
 
 A tenant has 256 partitions, each a hash tag, spread evenly over the slots of a cluster. So what is kept about many
@@ -133,6 +134,11 @@ class LogKeys:
         """The part of an index that is in this slot."""
         return self.common + b"index:" + name.encode()
 
+    @property
+    def endings(self) -> bytes:
+        """How sessions of the partition's customers ended."""
+        return self.common + b"endings"
+
 
 PARTITIONS = 256
 
@@ -191,6 +197,16 @@ class Keyspace:
 
     def agenda(self, index: int) -> bytes:
         return self.partition(index) + b"agenda"
+
+    def endings(self, index: int) -> bytes:
+        return self.partition(index) + b"endings"
+
+    def session_token(self, customer: str, *parts: str) -> str:
+        """The keyed hash of a session's token: all that is stored of it."""
+        digest = hashlib.blake2b(digest_size=16, key=self._identity_secret, person=b"session")
+        for part in (self._tenant, customer, *parts):
+            digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
+        return digest.hexdigest()
 
     def identity(self, channel: str, address: str) -> tuple[bytes, str]:
         """The key of an identity, and its digest. Addresses are personal, so only a keyed hash of one is in a name."""

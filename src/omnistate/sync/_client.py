@@ -13,6 +13,7 @@ from typing import Literal, Self, TypeVar
 
 from omnistate._engine import Settings
 from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
+from omnistate.session import SessionEndings
 from omnistate.state import AnyState, Keyring, Origin, Snapshot, Stats, UpdateStats, Written, read_outcome
 from omnistate.store import ACCEPTED, Durability, Keyspace, check_duration, encode_id, parse_url
 from omnistate.sync._bulk import Bulk
@@ -23,7 +24,7 @@ from omnistate.sync._declares import Declares
 from omnistate.sync._engine import Engine, Sweeper
 from omnistate.sync._flow import run
 from omnistate.sync._query import Query
-from omnistate.sync._session import Session, session_of_token
+from omnistate.sync._session import Session, read_endings, session_of_token
 from omnistate.sync._state import Services
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
@@ -108,8 +109,20 @@ class Nouns:
         return Query(self.services, self._keyspace, kind)
 
     def session(self, token: str) -> Session:
-        """The session of this token. No round trip: `touch` tells whether it lives. Raises `InvalidInput`."""
+        """The session of the token that a client brought. No round trip: `load` and `touch` tell whether it lives.
+
+        A token that is malformed, or another tenant's, is one of a session that does not live.
+        """
         return session_of_token(self.services, self._keyspace, token)
+
+    def session_endings(self, *, after: str | None = None) -> SessionEndings:
+        """How sessions of all customers ended, oldest first: those that are kept, or those after an earlier page's `cursor`.
+
+        At least once, also where nobody was running: keep the cursor with what you made of the page, and ask again until it
+        is empty. An ending that comes again has the same `id`. The last 4,000 of each 256th of the customers are kept, for
+        30 days; raises `PositionLost` where some are not there any more: begin without a cursor. 256 small calls, together.
+        """
+        return read_endings(self.services, self._keyspace, after)
 
     def conversation(self, conversation_id: str, *, channel: str | None = None) -> Conversation:
         """The conversation of this id. No round trip; raises `InvalidId`."""

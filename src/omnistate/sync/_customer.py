@@ -24,6 +24,7 @@ from omnistate.customer._flows import (
 )
 from omnistate.customer._model import Event, Updated
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
+from omnistate.session import SessionInfo, SessionPolicy, name_of, revoke
 from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, State, read_outcome, schema_of
 from omnistate.store import (
     LONGEST_LOG,
@@ -35,6 +36,7 @@ from omnistate.store import (
     check_operation_id,
     check_position,
     encode_id,
+    new_operation_id,
     open_log,
     read_log,
 )
@@ -43,7 +45,7 @@ from omnistate.sync._conversation import Conversation, start_conversation
 from omnistate.sync._declares import Declares
 from omnistate.sync._feed import Inbox
 from omnistate.sync._flow import run
-from omnistate.sync._session import Session, start_session
+from omnistate.sync._session import Session, list_sessions, start_session
 from omnistate.sync._state import Services, StateHandle
 from omnistate.sync._transaction import Transaction, update_several
 
@@ -182,9 +184,62 @@ class Customer:
         """
         run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
 
-    def start_session(self, channel: str, *, idle: timedelta = timedelta(minutes=30)) -> Session:
-        """A new session, which ends when it is not touched for `idle`. One round trip."""
-        return start_session(self._services, self._log, self.id, channel, idle=idle)
+    def start_session(
+        self,
+        channel: str,
+        *,
+        idle: timedelta = timedelta(minutes=30),
+        absolute: timedelta = timedelta(days=30),
+        reauthenticate: timedelta | None = None,
+        device: str | None = None,
+        user_agent: str | None = None,
+        policy: SessionPolicy | None = None,
+    ) -> Session:
+        """A new session, which ends when it is not touched for `idle`, and `absolute` after its start anyway. One round trip.
+
+        `load` says when the customer is to prove again who they are: `reauthenticate` after the start, and again after each
+        `session.reauthenticated()`. `device` and `user_agent` are for the list of devices. `policy` says how many sessions of
+        the channel there may be: `SessionPolicy(at_most=3)`. Raises `TooManySessions`, `CustomerMerged`.
+        """
+        return start_session(
+            self._services,
+            self._keyspace,
+            self.id,
+            channel,
+            idle=idle,
+            absolute=absolute,
+            reauthenticate=reauthenticate,
+            device=device,
+            user_agent=user_agent,
+            policy=policy,
+        )
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions that live, the oldest first: what a list of devices shows. One round trip."""
+        return list_sessions(self._services, self._log)
+
+    def revoke_session(self, session_id: str) -> bool:
+        """Ends the session of this id with the reason "revoked", whichever token it has by now; false when it had ended.
+
+        One round trip. Raises `InvalidInput` for what is no id.
+        """
+        command = revoke(self._log, name=name_of(session_id), operation_id=new_operation_id())
+        return self._services.link.execute(command) > 0
+
+    def revoke_sessions(
+        self, *, keep: Session | None = None, channel: str | None = None, device: str | None = None
+    ) -> None:
+        """Ends all sessions, or those of a channel or a device, with the reason "revoked"; `keep` is the one that stays.
+
+        All of them are over at once in one step, however many they are; the sweeper makes their events. One round trip.
+        """
+        if keep is not None and (not isinstance(keep, Session) or keep.customer_id != self.id):
+            raise InvalidInput("keep must be a session of this customer: omni.session(token)")
+        for what, value in (("channel", channel), ("device", device)):
+            if value is not None:
+                encode_id(value, what)
+        kept, id_ = None if keep is None else keep.access, new_operation_id()
+        self._services.link.execute(revoke(self._log, channel=channel, device=device, keep=kept, operation_id=id_))
 
     def start_conversation(self, channel: str, *, owner: str = "bot") -> Conversation:
         """A new conversation, owned by the helper `owner`. One round trip."""
