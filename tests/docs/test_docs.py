@@ -122,6 +122,7 @@ TOPICS = {
     "bulk": 7,
     "sync": 1,
     "topologies": 2,
+    "web": 6,
 }  # pages about one thing, and how many commands each has
 
 

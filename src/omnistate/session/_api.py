@@ -59,12 +59,15 @@ class Session:
         """What is known of the session. It does not count as activity. One round trip. Raises `SessionExpired`."""
         return await self._services.link.execute(commands.load(self._access))
 
-    async def touch(self) -> datetime:
+    async def touch(self, *, idle: timedelta | None = None) -> datetime:
         """Moves the idle deadline, and returns when the session ends if nothing more comes. Raises `SessionExpired`.
 
-        One round trip, no event. A session that has ended stays ended.
+        With `idle` that is the session's idle time from now on. One round trip, no event. A session that has ended stays ended.
         """
-        deadline = await self._services.link.execute(commands.touch(self._access))
+        if idle is not None:
+            check_duration("idle", idle, _SHORTEST, _LONGEST)
+        idle_ms = None if idle is None else idle // _MILLISECOND
+        deadline = await self._services.link.execute(commands.touch(self._access, idle_ms))
         return moment(deadline)
 
     async def rotate(self, *, to: str | None = None, grace: timedelta = GRACE) -> Session:

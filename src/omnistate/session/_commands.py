@@ -116,15 +116,16 @@ def start(access: Access, terms: Terms, *, operation_id: str) -> Command[None]:
     return Command("session_start", _keys(access.log), arguments, parse, operation_id)
 
 
-def touch(access: Access) -> Command[int]:
-    """The deadline, in milliseconds since 1970 by the server's clock."""
+def touch(access: Access, idle_ms: int | None = None) -> Command[int]:
+    """The deadline, in milliseconds since 1970 by the server's clock. `idle_ms`: instead of what it was from now on."""
 
     def parse(reply: list[bytes]) -> int:
         if reply[0] == b"absent":
             raise expired()
         return int(reply[1])
 
-    return Command("session_touch", (access.key,), (access.name, access.proof), parse)
+    more: tuple[int, ...] = () if idle_ms is None else (idle_ms,)
+    return Command("session_touch", (access.key,), (access.name, access.proof, *more), parse)
 
 
 def load(access: Access) -> Command[SessionInfo]:

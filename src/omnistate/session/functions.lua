@@ -187,13 +187,13 @@ do
 
   -- session_touch: moves the idle deadline. Doing it twice is doing it once, so there is no operation id and no event, and
   -- where there is no record nothing is written. The agenda may name an earlier time than the new deadline: the sweeper sees.
-  -- keys: sessions   arguments: name, token   reply: {"ok", deadline} | {"absent"}
+  -- keys: sessions   arguments: name, token, maybe another idle time in ms   reply: {"ok", deadline} | {"absent"}
   local function session_touch(keys, args)
     local held, now = redis_call('HMGET', keys[1], args[1], 'g', 'c'), milliseconds()
     local record = held[1]
     if not record then return {'absent'} end
     local ends, generation, idle = sub(record, 1, 13), match(record, '^(%d+) (%d+)', 76)
-    if ends > moment_text and generation == (held[2] or '0') and sub(record, 43, 74) == args[2] then
+    if not args[3] and ends > moment_text and generation == (held[2] or '0') and sub(record, 43, 74) == args[2] then
       ends = stamp(math_min(now + idle, sub(record, 29, 41) + 0))
       if held[3] and ends + GRACE <= held[3] + 0 then
         redis_call('HSET', keys[1], args[1], ends .. ' ' .. moment_text .. sub(record, 28))
@@ -203,6 +203,7 @@ do
     local s, _, collected = find_session(keys[1], args[1], args[2], now)
     if not s then return {'absent'} end
     if s.said == '0' then
+      s.idle = args[3] or s.idle
       see(s, now)
       store(keys[1], s, collected)
     end
