@@ -65,7 +65,7 @@ from omnistate.errors import (
     ValueTooLarge,
     WritesDisabled,
 )
-from omnistate.session import Session, SessionEnding, SessionEndings, SessionInfo, SessionPolicy
+from omnistate.session import OfSession, Session, SessionEnding, SessionEndings, SessionInfo, SessionPolicy
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -144,6 +144,7 @@ __all__ = [
     "NearCacheStats",
     "NotConnected",
     "NotThere",
+    "OfSession",
     "OmnistateError",
     "OperationIdReused",
     "OutOfBounds",

@@ -26,6 +26,7 @@ TWINS = {
     collections.Item: "_collection",
     omnistate.StateHandle: "_state",
     omnistate.Session: "_session",
+    omnistate.OfSession: "_session",
     omnistate.Conversation: "_conversation",
     omnistate.Queue: "_conversation",
     omnistate.Query: "_query",
@@ -55,7 +56,7 @@ def test_the_synchronous_names_are_the_same() -> None:
     assert blocking.__all__ == omnistate.__all__
     handles = {name for name in omnistate.__all__ if getattr(blocking, name) is not getattr(omnistate, name)}
     assert handles == {
-        "Client", "Conversation", "Customer", "Item", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
+        "Client", "Conversation", "Customer", "Item", "OfSession", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
     }  # fmt: skip
 
 

@@ -24,7 +24,16 @@ from omnistate.customer._flows import (
 from omnistate.customer._model import Event, Updated
 from omnistate.customer._transaction import Transaction, update_several
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
-from omnistate.session import Session, SessionInfo, SessionPolicy, list_sessions, name_of, revoke, start_session
+from omnistate.session import (
+    OfSession,
+    Session,
+    SessionInfo,
+    SessionPolicy,
+    list_sessions,
+    name_of,
+    revoke,
+    start_session,
+)
 from omnistate.state import (
     ABSENT,
     COLLECTION_KINDS,
@@ -221,6 +230,10 @@ class Customer:
     async def sessions(self) -> list[SessionInfo]:
         """The sessions that live, the oldest first: what a list of devices shows. One round trip."""
         return await list_sessions(self._services, self._log)
+
+    def of_session(self, session_id: str) -> OfSession:
+        """What a session leaves when it ends, by its id. No round trip. Raises `InvalidInput`."""
+        return OfSession(self._services, self._log, session_id)
 
     async def revoke_session(self, session_id: str) -> bool:
         """Ends the session of this id with the reason "revoked", whichever token it has by now; false when it had ended.

@@ -27,7 +27,7 @@ from omnistate.collection import (
 )
 from omnistate.customer._outcome import Outcome
 from omnistate.errors import Conflict, InvalidInput, OperationIdReused, SessionExpired
-from omnistate.session import Session
+from omnistate.session import Guard, Session, session_part
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -300,7 +300,8 @@ class Transaction:
 
     async def read(self, kind: type[AnyState] | StateHandle[AnyState]) -> Snapshot[AnyState]:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
-        return await run(self.reading(kind), self._place.services.link.execute)
+        handle = self._of(kind)[1]  # what belongs to a session is read through it
+        return await run(self.reading(handle), handle.services.link.execute)
 
     def reading(self, kind: type[AnyState] | StateHandle[AnyState]) -> Flow[Snapshot[AnyState]]:
         """For `customer.update`: `read`, to be done together with others."""
@@ -416,6 +417,7 @@ class Transaction:
         found: list[_Settled] = [
             (part, changes._settle, changes._refusal) for part, changes in documents if part is not None
         ]
+        found += self._session_parts([changes for part, changes in documents if part is not None])
         for part, outcome, refusal in self._others:
             expected_now = self._expected.get(str(part.arguments[0]))
             found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome.settle, refusal))
@@ -425,6 +427,12 @@ class Transaction:
                 continue
             found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
         return found
+
+    def _session_parts(self, documents: list[DocumentChanges[Any]]) -> list[_Settled]:
+        """The sessions to which documents belong must live."""
+        links = (changes._handle.services.link for changes in documents)
+        needed = {link.access: session_part("session_expect", link.access) for link in links if isinstance(link, Guard)}
+        return [(part, lambda _: None, lambda _: SessionExpired(_NO_SESSION)) for part in needed.values()]
 
     def _notes_first(self, entry: str) -> bool:
         """Whether nothing was read before, so that an operation id is yet to be looked up."""

@@ -18,8 +18,9 @@ from omnistate.session._model import (
     SessionPolicy,
     Token,
     moment,
+    name_of,
 )
-from omnistate.state import AnyState, Origin, Part, Services, StateHandle, schema_of
+from omnistate.state import AnyState, Origin, Part, Services, StateHandle, options_of, schema_of
 from omnistate.store import (
     PARTITIONS,
     Keyspace,
@@ -48,11 +49,12 @@ class Session:
     knows nothing until a verb has asked: `customer_id` is what the token says, and a forged one says anything.
     """
 
-    __slots__ = ("_access", "_keyspace", "_services", "_token", "customer_id", "id", "token")
+    __slots__ = ("_access", "_keyspace", "_own", "_services", "_token", "customer_id", "id", "token")
 
     def __init__(self, services: Services, keyspace: Keyspace, token: Token) -> None:
         self._services, self._keyspace, self._token = services, keyspace, token
         self._access = Access.of(keyspace, token)
+        self._own: Services | None = None  # for what belongs to it
         self.customer_id, self.token, self.id = token.customer_id, token.text, token.id
 
     async def load(self) -> SessionInfo:
@@ -109,16 +111,19 @@ class Session:
     def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
         """A state of this session, which ends with it: from then on each verb raises `SessionExpired`.
 
-        Its class needs a `ttl` or a `lifetime`, so that nothing is left where nobody sweeps. The near cache is not used.
+        A class with `outlives_session=True` stays for its own time: `customer.of_session(id)` has it then. Every class needs a
+        `ttl` or a `lifetime`, so that nothing is left where nobody sweeps. The near cache is not used.
         """
         schema = schema_of(kind)
         _check_life(schema.name, schema.ttl_ms, schema.lifetime_ms)
-        return StateHandle(self._guarded(), kind, self._access.log, _NO_ORIGIN, ("session", self._token.name))
+        return StateHandle(
+            self._guarded(), kind, self._access.log, _NO_ORIGIN, _owner(self._token.name, outlives(kind))
+        )
 
     def collection(self, declaration: Declares[H]) -> H:
         """A collection of this session, which ends with it, as a `state` does."""
         _check_life(declaration.name, declaration.ttl_ms, declaration.lifetime_ms)
-        owner = ("session", self._token.name)
+        owner = _owner(self._token.name, declaration.outlives_session)
         return open_collection(declaration, Place(self._guarded(), self._access.log, _NO_ORIGIN, owner))
 
     def part(self, name: str, reason: str = "") -> Part:
@@ -135,11 +140,54 @@ class Session:
         return self._access
 
     def _guarded(self) -> Services:
-        services = self._services
-        return Services(Guard(services.link, self._access), services.feed, services.keyring, services.durability)
+        if self._own is None:
+            services = self._services
+            guard = Guard(services.link, self._access)
+            self._own = Services(guard, services.feed, services.keyring, services.durability)
+        return self._own
 
     def __repr__(self) -> str:
         return f"<Session {self.id}>"
+
+
+class OfSession:
+    """What a session of a customer leaves, by the session's id: states and collections that outlive it.
+
+    It asks for no token, so the id must come from your own records: `session.id`, a list of devices, an ending.
+    """
+
+    __slots__ = ("_log", "_name", "_services")
+
+    def __init__(self, services: Services, log: LogKeys, session_id: str) -> None:
+        self._services, self._log, self._name = services, log, name_of(session_id)
+
+    def state(self, kind: type[AnyState]) -> StateHandle[AnyState]:
+        """A state of the session, whether that lives or not. Its class says `outlives_session=True`."""
+        _check_outlives(schema_of(kind).name, outlives(kind))
+        return StateHandle(self._services, kind, self._log, _NO_ORIGIN, _owner(self._name, True))
+
+    def collection(self, declaration: Declares[H]) -> H:
+        """A collection of the session, whether that lives or not. It is declared with `outlives_session=True`."""
+        _check_outlives(declaration.name, declaration.outlives_session)
+        return open_collection(declaration, Place(self._services, self._log, _NO_ORIGIN, _owner(self._name, True)))
+
+
+def outlives(kind: type) -> bool:
+    """Whether a state class says `outlives_session=True`."""
+    options = options_of(kind)
+    return options is not None and options.outlives_session
+
+
+def _owner(name: str, outlives_session: bool) -> tuple[str, str]:
+    """As it is in entries: by the first word the sweeper knows what ends with a session."""
+    return "kept_session" if outlives_session else "session", name
+
+
+def _check_outlives(name: str, outlives_session: bool) -> None:
+    if not outlives_session:
+        raise InvalidDeclaration(
+            f"{name} ends with its session and is reached through it alone, session.state(...): say outlives_session=True"
+        )
 
 
 def _check_life(name: str, ttl_ms: int, lifetime_ms: int) -> None:

@@ -14,7 +14,7 @@ class Guard:
     """Executes commands for as long as the session lives; then they raise `SessionExpired`, and nothing is done."""
 
     def __init__(self, link: Executor, access: Access) -> None:
-        self._link, self._access, self.timeout = link, access, link.timeout
+        self._link, self.access, self.timeout = link, access, link.timeout
 
     async def execute(self, command: Command[T], *, started: float | None = None) -> T:
-        return await self._link.execute(guarded(command, self._access), started=started)
+        return await self._link.execute(guarded(command, self.access), started=started)

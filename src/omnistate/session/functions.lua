@@ -22,11 +22,12 @@ do
   local NO_TOKEN = '--------------------------------'
   local RECORD = '^(%d+) (%d+) (%d+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%d+) (%d+) (%d) (%S+) (%S+) (%S+)$'
 
+  -- Nil for a record that is damaged: it opens nothing, and is left for whoever looks into it.
   local function parse(name, record)
     local s = {name = name}
     s.ends, s.seen, s.absolute, s.token, s.generation, s.idle, s.started, s.place, s.due, s.every, s.number, s.last, s.rotated,
       s.grace, s.said, s.channel, s.device, s.agent = match(record, RECORD)
-    return s
+    return s.ends and s
   end
 
   local function spell(s)

@@ -92,7 +92,7 @@ from omnistate.sync._collection import Item
 from omnistate.sync._conversation import Conversation, Queue
 from omnistate.sync._customer import Customer
 from omnistate.sync._query import Query
-from omnistate.sync._session import Session
+from omnistate.sync._session import OfSession, Session
 from omnistate.sync._state import StateHandle
 from omnistate.sync._transaction import Transaction
 
@@ -151,6 +151,7 @@ __all__ = [
     "NearCacheStats",
     "NotConnected",
     "NotThere",
+    "OfSession",
     "OmnistateError",
     "OperationIdReused",
     "OutOfBounds",

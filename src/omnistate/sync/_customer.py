@@ -45,7 +45,7 @@ from omnistate.sync._conversation import Conversation, start_conversation
 from omnistate.sync._declares import Declares
 from omnistate.sync._feed import Inbox
 from omnistate.sync._flow import run
-from omnistate.sync._session import Session, list_sessions, start_session
+from omnistate.sync._session import OfSession, Session, list_sessions, start_session
 from omnistate.sync._state import Services, StateHandle
 from omnistate.sync._transaction import Transaction, update_several
 
@@ -217,6 +217,10 @@ class Customer:
     def sessions(self) -> list[SessionInfo]:
         """The sessions that live, the oldest first: what a list of devices shows. One round trip."""
         return list_sessions(self._services, self._log)
+
+    def of_session(self, session_id: str) -> OfSession:
+        """What a session leaves when it ends, by its id. No round trip. Raises `InvalidInput`."""
+        return OfSession(self._services, self._log, session_id)
 
     def revoke_session(self, session_id: str) -> bool:
         """Ends the session of this id with the reason "revoked", whichever token it has by now; false when it had ended.

@@ -17,6 +17,7 @@ import msgspec
 from omnistate.collection import Collection, Counter, List, Map, Set, SortedSet, UniqueCounter
 from omnistate.customer._outcome import Outcome
 from omnistate.errors import Conflict, InvalidInput, OperationIdReused, SessionExpired
+from omnistate.session import session_part
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -48,6 +49,7 @@ from omnistate.store import Command, Flow, Position, call, check_operation_id, d
 from omnistate.sync._collection import CollectionHandle, Place, open_collection
 from omnistate.sync._declares import Declares
 from omnistate.sync._flow import pause, run, together
+from omnistate.sync._guard import Guard
 from omnistate.sync._session import Session
 from omnistate.sync._state import StateHandle
 
@@ -282,7 +284,8 @@ class Transaction:
 
     def read(self, kind: type[AnyState] | StateHandle[AnyState]) -> Snapshot[AnyState]:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
-        return run(self.reading(kind), self._place.services.link.execute)
+        handle = self._of(kind)[1]  # what belongs to a session is read through it
+        return run(self.reading(handle), handle.services.link.execute)
 
     def reading(self, kind: type[AnyState] | StateHandle[AnyState]) -> Flow[Snapshot[AnyState]]:
         """For `customer.update`: `read`, to be done together with others."""
@@ -398,6 +401,7 @@ class Transaction:
         found: list[_Settled] = [
             (part, changes._settle, changes._refusal) for part, changes in documents if part is not None
         ]
+        found += self._session_parts([changes for part, changes in documents if part is not None])
         for part, outcome, refusal in self._others:
             expected_now = self._expected.get(str(part.arguments[0]))
             found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome.settle, refusal))
@@ -407,6 +411,12 @@ class Transaction:
                 continue
             found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
         return found
+
+    def _session_parts(self, documents: list[DocumentChanges[Any]]) -> list[_Settled]:
+        """The sessions to which documents belong must live."""
+        links = (changes._handle.services.link for changes in documents)
+        needed = {link.access: session_part("session_expect", link.access) for link in links if isinstance(link, Guard)}
+        return [(part, lambda _: None, lambda _: SessionExpired(_NO_SESSION)) for part in needed.values()]
 
     def _notes_first(self, entry: str) -> bool:
         """Whether nothing was read before, so that an operation id is yet to be looked up."""

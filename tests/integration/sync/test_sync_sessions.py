@@ -13,20 +13,22 @@ from redis import Redis
 import omnistate.sync as omnistate
 from omnistate.session import session_keys
 from omnistate.store import Keyspace
-from omnistate.sync import Client, Session, SessionExpired, SessionRotated
+from omnistate.sync import Client, Customer, Session, SessionExpired, SessionRotated
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
 def age(raw: Redis, tenant: str, session: Session, by: timedelta) -> None:
-    """Lets time pass for a session: its record is as it would be so much later."""
-    key = session_keys(Keyspace(tenant).customer(session.customer_id))[0]
+    """Lets time pass for a session: its record is as it would be so much later, and the agenda too."""
+    log = Keyspace(tenant).customer(session.customer_id)
+    key = session_keys(log)[0]
     name = session.id.partition(".")[0]
     words = raw.hget(key, name).decode().split(" ")  # type: ignore[union-attr]
     for place, word in enumerate(words):
         if len(word) == 13 and word.isdigit() and word not in ("9999999999999", "0000000000000"):
             words[place] = f"{int(word) - by // timedelta(milliseconds=1):013}"
     raw.hset(key, name, " ".join(words))
+    raw.zincrby(log.written[4], -(by // timedelta(milliseconds=1)), log.name)
 
 
 def now(raw: Redis) -> datetime:
@@ -122,6 +124,25 @@ def test_the_key_of_sessions_outlives_them_and_no_more(omni: Client, raw: Redis,
     assert timedelta(milliseconds=raw.pttl(key)) <= 4 * HOUR  # type: ignore[arg-type]
     longer.touch()
     assert timedelta(milliseconds=raw.pttl(key)) > DAY  # type: ignore[arg-type]
+
+
+def test_a_damaged_record_opens_nothing_and_stops_nobody(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    damaged, other = ana.start_session("web"), ana.start_session("web")
+    log = Keyspace(tenant).customer("ana")
+    name = damaged.id.partition(".")[0]
+    for record in (b"", b"x", b"9999999999999 " * 3, (raw.hget(session_keys(log)[0], name) or b"")[:60]):  # type: ignore[operator]
+        raw.hset(session_keys(log)[0], name, record)
+        assert ended(damaged)
+        assert not damaged.end()
+        other.touch()
+        assert [one.id for one in ana.sessions()] == [other.id]
+        raw.zadd(log.written[4], {log.name: 0})
+        assert omni.sweep() == 0
+        (ana.start_session("web")).end()
+    ana.revoke_sessions()
+    assert ended(other)
+    assert omni.sweep() == 1
 
 
 def test_reauthentication_falls_due_and_is_moved(omni: Client, raw: Redis, tenant: str) -> None:
@@ -361,3 +382,358 @@ def test_a_session_goes_on_as_another_customers(omni: Client) -> None:
     assert [one.id for one in ana.sessions()] == [new.id]
     assert old.end()  # nothing is left to tell
     assert ended(old)
+
+
+# How they end.
+
+
+class Draft(omnistate.State, name="SessionDraft", ttl=DAY):
+    text: str = ""
+    lines: dict[str, int] = {}
+
+
+class Visit(omnistate.State, name="SessionVisit", ttl=DAY, outlives_session=True):
+    pages: int = 0
+    shown = omnistate.List(str)
+
+
+VIEWED = omnistate.Map(str, int, name="session_viewed", ttl=DAY)
+
+
+def endings_in_log(customer: Customer, after: omnistate.Position) -> list[tuple[str, str]]:
+    """Those that there are now."""
+    found, end = [], customer.position()
+    if end == after:
+        return []
+    for event in customer.events(after=after):
+        if event.type == "session.ended":
+            found.append((event.data["session"], event.data["reason"]))
+        if event.position == end:
+            break
+    return found
+
+
+def endings_of_tenant(omni: Client) -> list[tuple[str, str]]:
+    return [(one.id, one.reason) for one in (omni.session_endings()).endings]
+
+
+def test_every_end_is_told_with_its_reason_in_the_log_and_to_the_tenant(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    before = ana.position()
+    out, other, rotated, revoked = [ana.start_session("web", device="laptop") for _ in range(4)]
+    idle = ana.start_session("web", idle=MINUTE)
+    absolute = ana.start_session("web", idle=HOUR, absolute=MINUTE)
+    out.end()
+    other.end(reason="fraud")
+    going_on = rotated.rotate()
+    moved = (ana.start_session("web")).rotate(to="ben")
+    age(raw, tenant, idle, MINUTE)
+    age(raw, tenant, absolute, MINUTE)
+    omni.sweep()
+    ana.revoke_session(revoked.id)
+    ana.revoke_sessions()  # what goes on, and what was moved has ended already
+    omni.sweep()
+    wanted = {
+        (out.id, "logout"), (other.id, "fraud"), (rotated.id, "rotated"), (idle.id, "idle"), (absolute.id, "absolute"),
+        (revoked.id, "revoked"), (going_on.id, "revoked"),
+    }  # fmt: skip
+    in_log = endings_in_log(ana, before)
+    merged = [one for one in in_log if one[1] == "merged"]
+    assert len(merged) == 1
+    assert {*in_log} == wanted | {*merged}
+    assert len(in_log) == len(wanted) + 1
+    assert sorted(endings_of_tenant(omni)) == sorted(in_log)
+    ending = next(one for one in (omni.session_endings()).endings if one.id == rotated.id)
+    assert (ending.customer_id, ending.channel, ending.device, ending.next) == ("ana", "web", "laptop", going_on.id)
+    assert timedelta(0) <= now(raw) - ending.ended < MINUTE
+    moved.touch()
+
+
+def test_a_touched_session_is_not_ended_by_the_sweeper_that_comes_for_it(omni: Client, raw: Redis, tenant: str) -> None:
+    session = omni.customer("ana").start_session("web", idle=HOUR)
+    log = Keyspace(tenant).customer("ana")
+    raw.zadd(log.written[4], {log.name: 0})
+    deadline = session.touch()
+    assert omni.sweep() == 0
+    assert raw.zscore(log.written[4], log.name) == deadline.timestamp() * 1000
+    session.touch()
+
+
+def test_a_start_ends_what_is_over_where_nobody_sweeps(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    idle = ana.start_session("web", idle=MINUTE)
+    revoked = ana.start_session("web")
+    ana.revoke_sessions()
+    new = ana.start_session("web")
+    wanted = [(idle.id, "revoked"), (revoked.id, "revoked")]
+    assert endings_of_tenant(omni) == wanted
+    assert omni.sweep() == 0
+    assert len(raw.hkeys(session_keys(Keyspace(tenant).customer("ana"))[0])) == 3  # new, and two fields of the key
+    new.touch()
+
+
+def test_endings_are_read_on_from_a_cursor(omni: Client) -> None:
+    def end_some(count: int) -> list[str]:
+        sessions = [omni.customer(f"c{number}").start_session("web") for number in range(count)]
+        for session in sessions:
+            session.end()
+        return [one.id for one in sessions]
+
+    nothing = omni.session_endings()
+    assert (nothing.endings, nothing.cursor) == ([], "")
+    first = end_some(5)
+    page = omni.session_endings(after=nothing.cursor)
+    assert {one.id for one in page.endings} == {*first}
+    again = omni.session_endings(after=nothing.cursor)
+    assert again == page
+    second = end_some(5)
+    rest = omni.session_endings(after=page.cursor)
+    assert {one.id for one in rest.endings} == {*second}
+    last = omni.session_endings(after=rest.cursor)
+    assert (last.endings, last.cursor) == ([], rest.cursor)
+
+
+def test_endings_of_one_partition_come_in_pages(omni: Client) -> None:
+    ana = omni.customer("ana")
+    ids = []
+    for _ in range(4):
+        sessions = [ana.start_session("web") for _ in range(100)]
+        ids += [one.id for one in sessions]
+        ana.revoke_sessions(channel="web")
+    found, cursor = [], None
+    while (page := omni.session_endings(after=cursor)).endings:
+        assert len(page.endings) <= 200
+        found += [one.id for one in page.endings]
+        cursor = page.cursor
+    assert found == ids
+
+
+@pytest.mark.parametrize("loss", ["trimmed", "gone", "another server's"])
+def test_a_reader_that_missed_endings_is_told_so(omni: Client, raw: Redis, tenant: str, loss: str) -> None:
+    ana = omni.customer("ana")
+    key = session_keys(Keyspace(tenant).customer("ana"))[1]
+    (ana.start_session("web")).end()
+    cursor = (omni.session_endings()).cursor
+    for _ in range(3):
+        (ana.start_session("web")).end()
+    if loss == "trimmed":
+        raw.ltrim(key, 2, -1)
+    elif loss == "gone":
+        raw.delete(key)
+    else:
+        entries = raw.lrange(key, 0, -1)
+        raw.delete(key)
+        raw.rpush(key, *(b" ".join([one.split()[0], b"5f3a", *one.split(b" ", 2)[2:]]) for one in entries))  # type: ignore[union-attr]
+    with pytest.raises(omnistate.PositionLost):
+        omni.session_endings(after=cursor)
+    left = {"trimmed": 2, "gone": 0, "another server's": 4}[loss]
+    assert len((omni.session_endings()).endings) == left
+
+
+def test_endings_are_bounded(omni: Client, raw: Redis, tenant: str) -> None:
+    key = session_keys(Keyspace(tenant).customer("ana"))[1]
+    line = b" 5f3a c.ana " + b'{"type":"session.ended","session":"x","channel":"web","reason":"r","time":1}'
+    for first in range(1, 4096, 1000):
+        raw.rpush(key, *(b"%d" % number + line for number in range(first, min(first + 1000, 4096))))
+    (omni.customer("ana").start_session("web")).end()
+    assert raw.llen(key) == 4000
+    assert DAY * 29 < timedelta(milliseconds=raw.pttl(key)) <= DAY * 30  # type: ignore[arg-type]
+
+
+# What belongs to them.
+
+
+def refused(session: Session) -> None:
+    """Nothing of what belongs to a session is read or written through it."""
+    draft, viewed = session.state(Draft), session.collection(VIEWED)
+    for verb in (
+        draft.get, draft.read, lambda: draft.patch(text="late"), lambda: draft.put("lines", "a", 1),
+        lambda: draft.update(lambda value: value.lines.update(b=1)), lambda: draft.set(Draft()), draft.delete,
+        lambda: draft.increment("lines", "c"), viewed.all, lambda: viewed.put("late", 1), viewed.clear,
+        lambda: viewed.get("a"), viewed.size, session.state(Visit).get,
+    ):  # fmt: skip
+        with pytest.raises(SessionExpired):
+            verb()
+    with pytest.raises(SessionExpired):
+        for _ in draft.watch():
+            pass
+
+
+def write_all(session: Session) -> None:
+    session.state(Draft).patch(text="x")
+    session.state(Draft).update(lambda value: value.lines.update(a=1))
+    session.collection(VIEWED).put("a", 1)
+    session.state(Visit).increment("pages")
+    session.collection(Visit.shown).append("home")
+
+
+@pytest.mark.parametrize("how", ["end", "idle", "revoked", "all revoked", "rotated", "evicted", "moved"])
+def test_what_belongs_to_a_session_is_out_of_reach_once_it_ended_and_then_gone(
+    omni: Client, raw: Redis, tenant: str, how: str
+) -> None:
+    ana = omni.customer("ana")
+    session, other = ana.start_session("web", idle=MINUTE), ana.start_session("mobile")
+    write_all(session)
+    write_all(other)
+    assert session.state(Draft).get() == Draft(text="x", lines={"a": 1})
+    assert session.collection(VIEWED).all() == {"a": 1}
+    match how:
+        case "end":
+            session.end()
+        case "idle":
+            age(raw, tenant, session, MINUTE)
+        case "revoked":
+            ana.revoke_session(session.id)
+        case "all revoked":
+            ana.revoke_sessions(keep=other)
+        case "rotated":
+            new = session.rotate(grace=timedelta(0))
+            assert new.state(Draft).get() == Draft(text="x", lines={"a": 1})
+            refused(session)
+            new.end()
+        case "evicted":
+            ana.start_session("web", policy=omnistate.SessionPolicy(at_most=1))
+        case "moved":
+            new = session.rotate(to="ben", grace=timedelta(0))
+            assert new.state(Draft).get() == Draft()
+    refused(session)
+    before = ana.position()
+    omni.sweep()
+    refused(session)
+    name = session.id.partition(".")[0].encode()
+    left = {key.rpartition(b":doc:")[2] for key in raw.scan_iter(f"omni:{tenant}:*") if name in key}
+    assert {entry.partition(b":")[0] for entry in left} == {b"SessionVisit", b"SessionVisit.shown"}
+    told = {(event["type"], event["owner"]) for event in since(ana, before) if "owner" in event}
+    assert told == {(f"{what}.expired", f"session:{name.decode()}") for what in ("state", "collection")}
+    kept = ana.of_session(session.id)
+    assert (kept.state(Visit).get()).pages == 1
+    assert kept.collection(Visit.shown).all() == ["home"]
+    assert other.state(Draft).get() == Draft(text="x", lines={"a": 1})
+    assert other.collection(VIEWED).all() == {"a": 1}
+
+
+def since(customer: Customer, after: omnistate.Position) -> list[dict[str, Any]]:
+    found, end = [], customer.position()
+    for event in customer.events(after=after):
+        found.append(event.data)
+        if event.position == end:
+            break
+    return found
+
+
+def test_only_what_outlives_a_session_is_reached_without_its_token(omni: Client) -> None:
+    ana = omni.customer("ana")
+    session = ana.start_session("web")
+    kept = ana.of_session(session.id)
+    with pytest.raises(omnistate.InvalidDeclaration, match="outlives_session"):
+        kept.state(Draft)
+    with pytest.raises(omnistate.InvalidDeclaration, match="outlives_session"):
+        kept.collection(VIEWED)
+    with pytest.raises(omnistate.InvalidInput):
+        ana.of_session("x")
+    for endless in (
+        type("Endless", (omnistate.State,), {}, outlives_session=True),
+        type("Other", (omnistate.State,), {}),
+    ):
+        with pytest.raises(omnistate.InvalidDeclaration, match="ttl"):
+            session.state(endless)
+    with pytest.raises(omnistate.InvalidDeclaration, match="outlives_session"):
+        type("Wrong", (omnistate.State,), {}, outlives_session=1)
+    session.state(Visit).increment("pages")
+    assert (kept.state(Visit).get()).pages == 1
+    assert Visit.shown.outlives_session
+    assert not VIEWED.outlives_session
+
+
+def test_a_transaction_on_what_belongs_to_a_session_needs_that_it_lives(omni: Client) -> None:
+    ana = omni.customer("ana")
+    session = ana.start_session("web")
+    draft = session.state(Draft)
+    with ana.transaction() as tx:
+        tx.state(draft).patch(text="x")
+        tx.state(Draft).patch(text="ana")
+    with ana.transaction() as tx:
+        (tx.get(draft)).text += "y"
+    assert (draft.get()).text == "xy"
+    with pytest.raises(SessionExpired):
+        with ana.transaction() as tx:
+            (tx.get(draft)).text += "z"
+            tx.state(Draft).patch(text="late")
+            session.end()
+    assert (ana.state(Draft).get()).text == "ana"
+    with pytest.raises(SessionExpired):
+        with ana.transaction() as tx:
+            tx.state(draft).patch(text="late")
+    with pytest.raises(SessionExpired):
+        with ana.transaction() as tx:
+            tx.get(draft)
+
+
+def test_the_past_of_what_belongs_to_a_session_is_guarded_too(omni: Client) -> None:
+    class Noted(omnistate.State, name="SessionNoted", ttl=DAY, history=5):
+        text: str = ""
+
+    session = omni.customer("ana").start_session("web")
+    noted = session.state(Noted)
+    noted.patch(text="x")
+    noted.patch(text="y")
+    assert len(noted.history()) == 2
+    session.end()
+    with pytest.raises(SessionExpired):
+        noted.history()
+
+
+# Policies.
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_oldest_session_of_a_channel_makes_room_for_the_newest(omni: Client, most: int) -> None:
+    ana, policy = omni.customer("ana"), omnistate.SessionPolicy(at_most=most)
+    phone = ana.start_session("mobile")
+    sessions = [ana.start_session("web", policy=policy) for _ in range(5)]
+    assert [one.id for one in ana.sessions()] == [phone.id, *(one.id for one in sessions[-most:])]
+    assert endings_of_tenant(omni) == [(one.id, "evicted") for one in sessions[:-most]]
+    assert [ended(one) for one in sessions[:-most]] == [True] * (5 - most)
+
+
+def test_a_session_too_many_is_refused(omni: Client, raw: Redis, tenant: str) -> None:
+    ana, policy = omni.customer("ana"), omnistate.SessionPolicy(at_most=2, when_full="refuse")
+    first, second = [ana.start_session("web", idle=MINUTE, policy=policy) for _ in range(2)]
+    before = ana.position()
+    with pytest.raises(omnistate.TooManySessions) as raised:
+        ana.start_session("web", policy=policy)
+    assert (raised.value.channel, raised.value.limit) == ("web", 2)
+    assert "web" in str(raised.value)
+    assert ana.position() == before
+    ana.start_session("mobile", policy=policy)
+    age(raw, tenant, first, MINUTE)  # it does not count any more, swept or not
+    third = ana.start_session("web", policy=policy)
+    second.end()
+    ana.start_session("web", policy=policy)
+    assert not ended(third)
+
+
+def test_a_rotated_session_counts_once(omni: Client) -> None:
+    ana, policy = omni.customer("ana"), omnistate.SessionPolicy(at_most=2)
+    first = ana.start_session("web", policy=policy)
+    first = (first.rotate()).rotate()
+    second = ana.start_session("web", policy=policy)
+    assert [one.id for one in ana.sessions()] == [first.id, second.id]
+
+
+def test_a_customer_has_two_hundred_sessions_and_not_more(omni: Client, raw: Redis, tenant: str) -> None:
+    ana = omni.customer("ana")
+    first = ana.start_session("web")
+    others = [ana.start_session("web") for _ in range(200)]
+    assert ended(first)
+    assert len(ana.sessions()) == 200
+    assert not ended(others[0])
+    assert raw.hlen(session_keys(Keyspace(tenant).customer("ana"))[0]) == 201
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"at_most": 0}, {"at_most": 101}, {"at_most": 2.0}, {"at_most": 1, "when_full": "x"}]
+)
+def test_a_policy_that_cannot_be_is_refused(wrong: Any) -> None:
+    with pytest.raises(omnistate.InvalidInput):
+        omnistate.SessionPolicy(**wrong)
