@@ -11,7 +11,7 @@ from redis import Redis
 
 import omnistate
 from omnistate import Client
-from omnistate.customer._commands import claim
+from omnistate.customer._identity import claim
 from omnistate.session import session_of_token
 from omnistate.session._commands import session_key
 from omnistate.store import Keyspace

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 import omnistate.sync as omnistate
-from omnistate.customer._commands import claim
+from omnistate.customer._identity import claim
 from omnistate.session._commands import session_key
 from omnistate.store import Keyspace
 from omnistate.sync import Client
