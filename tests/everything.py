@@ -148,6 +148,8 @@ async def everything(omni: Client, who: str) -> None:
     """At least one call of each function."""
     ana = await omni.identify("web", "ana" + who)
     await ana.link("mobile", "ana" + who)
+    await ana.link("mobile", "ana" + who, proof=omnistate.VERIFIED)
+    assert await ana.unlink("mobile", "ana" + who)
     cart = ana.state(Cart)
     await cart.update(Cart.add, "cup")
     await cart.increment("visits")

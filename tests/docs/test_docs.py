@@ -112,6 +112,7 @@ def test_the_guide(reader: Reader) -> None:
 
 
 TOPICS = {
+    "identities": 1,
     "collections": 2,
     "transactions": 3,
     "time": 3,

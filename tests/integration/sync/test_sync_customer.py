@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 import omnistate.sync as omnistate
-from omnistate.customer._commands import claim
+from omnistate.customer._identity import claim
 from omnistate.sync import Client
 from shop import Cart, Profile
 
