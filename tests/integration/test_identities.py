@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -394,3 +395,76 @@ async def test_two_tenants_do_not_see_each_other(connect: Connect, tenant: str) 
         assert await known(ana) == {("crm", "17"): VERIFIED}
         assert (await omni.identify("crm", "17")).id == ana.id
         assert await events(ana, start) == []
+
+
+@contextlib.contextmanager
+def before(omni: Client, function: str, work: Callable[[], Awaitable[object]]) -> Iterator[list[Any]]:
+    """Something else happens before this client's next call of a function; gives the commands of that function."""
+    link, seen = omni.services.link, list[Any]()
+    execute = link.execute
+
+    async def interrupted(command: Any, **options: Any) -> Any:
+        if command.function == function:
+            seen.append(command)
+            if len(seen) == 1:
+                await work()
+        return await execute(command, **options)
+
+    link.execute = interrupted  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        link.execute = execute  # type: ignore[method-assign]
+    assert seen
+
+
+async def test_what_was_proven_while_somebody_judged_is_not_taken(connect: Connect) -> None:
+    async with connect() as omni, connect() as other:
+        ana, ben = await omni.identify("crm", "17"), omni.customer("ben")
+        proves = before(omni, "identity_move", lambda: other.identify("crm", "17", proof=VERIFIED))
+        with proves, pytest.raises(omnistate.IdentityTaken):
+            await ben.link("crm", "17", proof=VERIFIED, take=True)
+        assert await known(ana) == {("crm", "17"): VERIFIED}
+
+
+async def test_a_merge_while_somebody_signs_out_is_told(connect: Connect) -> None:
+    async with connect() as omni, connect() as other:
+        ana, ben = await person(omni, "ana"), await person(omni, "ben")
+        await ana.link("web", "tablet")
+        merges = before(omni, "identity_look", lambda: other.customer(ben.id).merge(other.customer(ana.id)))
+        with merges, pytest.raises(omnistate.CustomerMerged) as told:
+            await ana.sign_out("web", "tablet")
+        assert told.value.into == ben.id
+        assert (await omni.identify("web", "tablet")).id == ben.id
+
+
+async def test_a_merge_while_somebody_links_takes_the_identity_along(connect: Connect) -> None:
+    for function in ("identity_claim", "customer_note", "identity_settle"):
+        async with connect() as omni, connect() as other:
+            ana, ben = await omni.identify("crm", f"ana-{function}"), await omni.identify("crm", f"ben-{function}")
+            merges = before(omni, function, lambda a=ana, b=ben: other.customer(b.id).merge(other.customer(a.id)))  # type: ignore[misc]
+            with merges, contextlib.suppress(omnistate.CustomerMerged):
+                await ana.link("shop", function)
+            assert (await omni.identify("shop", function)).id == ben.id
+            assert ("shop", function) in await known(ben)
+
+
+async def test_what_arrives_late_brings_nothing_back(connect: Connect) -> None:
+    """A caller's second step, which arrives long after others have finished it and undone it again."""
+    async with connect() as omni, connect() as other:
+        ana = omni.customer("ana")
+
+        async def finish_and_undo(*, proof: omnistate.Confidence) -> None:
+            await other.identify("crm", "17", proof=proof)
+            assert await other.customer("ana").unlink("crm", "17")
+            raise ZeroDivisionError  # the caller dies
+
+        for function, proof in (("customer_note", ASSERTED), ("customer_strengthen", VERIFIED)):
+            if proof == VERIFIED:
+                await ana.link("crm", "17")
+            dies = before(omni, function, lambda proof=proof: finish_and_undo(proof=proof))  # type: ignore[misc]
+            with dies as late, pytest.raises(ZeroDivisionError):
+                await ana.link("crm", "17", proof=proof)
+            await omni.services.link.execute(late[0])
+            assert await known(ana) == {}
+        assert (await omni.identify("crm", "17")).id != "ana"
