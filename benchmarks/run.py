@@ -32,6 +32,7 @@ BENCHMARKS = {
     "p7_visible": (STANDALONE,),
     "p8_growth": BOTH,
     "sync_api": (STANDALONE,),
+    "web_sessions": (STANDALONE,),
     "shape_costs": (STANDALONE,),
     "codec_costs": (STANDALONE,),
     "sweep_load": (STANDALONE,),

@@ -14,8 +14,9 @@ import redis
 
 import omnistate.sync as omnistate
 import peers
+from cart import Cart, a_cart
 from harness import ROUNDS, median, server
-from p1_write import Cart, a_cart, customer
+from peers.work import DAY
 
 THREADS, CUSTOMERS, SECONDS = 8, 1000, 1.5
 Call = Callable[[], object]
@@ -46,9 +47,9 @@ def operation(r: redis.Redis, name: str, operation_id: str) -> None:
     with r.pipeline(transaction=True) as pipe:
         pipe.hincrby(cart, "cup", 1)
         pipe.hincrby(cart, "version", 1)
-        pipe.expire(cart, 7 * peers.DAY)
+        pipe.expire(cart, 7 * DAY)
         pipe.xadd(f"{{{name}}}:log", {"sku": "cup", "by": 1}, maxlen=1000, approximate=True)
-        pipe.set(f"{{{name}}}:op:{operation_id}", 1, ex=peers.DAY)
+        pipe.set(f"{{{name}}}:op:{operation_id}", 1, ex=DAY)
         pipe.publish(f"{{{name}}}:events", "cup")
         pipe.execute()
 
@@ -63,7 +64,7 @@ def update(r: redis.Redis, name: str) -> None:
                 value = peers.decode(pipe.get(key))
                 peers.add(value)
                 pipe.multi()
-                pipe.set(key, peers.encode(value), ex=7 * peers.DAY)
+                pipe.set(key, peers.encode(value), ex=7 * DAY)
                 pipe.xadd(f"{{{name}}}:log", {"doc": "cart"}, maxlen=1000, approximate=True)
                 pipe.publish(f"{{{name}}}:events", "changed")
                 pipe.execute()
@@ -74,7 +75,7 @@ def update(r: redis.Redis, name: str) -> None:
 
 def measure(port: int) -> dict[str, Any]:
     ids, chance = count(), random.Random(1)
-    names = [customer(number) for number in range(CUSTOMERS)]
+    names = [f"customer-{number:012}" for number in range(CUSTOMERS)]
     pool = redis.ConnectionPool(host="127.0.0.1", port=port, max_connections=THREADS + 2)
     r = redis.Redis(connection_pool=pool)
     found: dict[str, list[float]] = {}

@@ -10,10 +10,13 @@ from typing import Any
 from redis import Redis
 
 import omnistate
-from omnistate import CUSTOMER, Client, Customer, Keyring
+from omnistate import CUSTOMER, ChannelPolicy, Client, Customer, Keyring, SessionPolicy
+from omnistate.web._data import WebSession
 
 DAY = timedelta(days=1)
 KEYRING = Keyring({"k": b"k" * 32}, current="k")
+BRIEF = "visitor"  # a channel whose identities end
+CHANNELS = {BRIEF: ChannelPolicy(device=True, ttl=DAY)}
 
 
 class Planted(omnistate.State, name="ErasePlanted", history=20, indexes={"word", omnistate.UPDATED}):
@@ -63,6 +66,13 @@ async def plant(omni: Client, word: Canaries, *, queue: str = "agents") -> Custo
     ana = omni.customer(word("id")).via(word("channel"), actor=word("actor"))
     await ana.link("web", word("address"))
     await ana.link("mail", word("other-address") + "@example.com")
+    word.words["as-it-was-given"] = (
+        f"Canary-Given-{secrets.token_hex(4)}"  # compared in small letters, and kept as it was given
+    )
+    await ana.link("email", word("as-it-was-given") + "@Example.com", proof=omnistate.VERIFIED)
+    await ana.link(BRIEF, word("visitor"))
+    await ana.link("web", f"{ana.id}-unlinked")
+    assert await ana.unlink("web", f"{ana.id}-unlinked")
     planted = ana.state(Planted)
     await planted.patch(word=word("before"))
     await planted.patch(word=word("value"))
@@ -81,7 +91,14 @@ async def plant(omni: Client, word: Canaries, *, queue: str = "agents") -> Custo
     await ana.collection(QUEUED).put(word("queued"), word("claimed"))
     await ana.collection(QUEUED).put(word("delayed"), delay=DAY)
     await ana.collection(QUEUED).claim()
-    session = await ana.start_session(word("session-channel"))
+    agent, device = word("user-agent"), word("device")
+    session = await ana.start_session(
+        word("session-channel"), user_agent=agent, device=device, policy=SessionPolicy(at_most=1)
+    )
+    await session.state(WebSession).put("data", word("web-key"), word("web-value"))
+    ended = await ana.start_session(word("ended-channel"), user_agent="an agent", device=word("ended-device"))
+    await ended.rotate()
+    await ended.end(reason=word("ended-because"))
     await session.state(Visited).patch(word=word("session-state"))
     talk = await ana.start_conversation(word("talk-channel"), owner=word("bot"))
     await talk.say(CUSTOMER, word("said"), operation_id=word("message-id"))
@@ -99,7 +116,7 @@ async def plant_merged(omni: Client, word: Canaries, into: Customer) -> Customer
     ben = omni.customer(word("merged-id")).via("web")
     await ben.link("web", word("merged-address"))
     await ben.state(Planted).put("notes", word("merged-key"), word("merged-value"))
-    await ben.start_session(word("merged-session"))
+    await ben.start_session(word("merged-session"), user_agent=word("merged-agent"), device=word("merged-device"))
     talk = await ben.start_conversation("web")
     await talk.say(CUSTOMER, word("merged-said"))
     await talk.hand_off("agents", reason=word("merged-waits"))

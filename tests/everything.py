@@ -8,13 +8,14 @@ from datetime import timedelta
 import msgspec
 
 import omnistate
-from omnistate import Client, Customer
+from omnistate import Client, Customer, SessionPolicy
 from omnistate.collection import imported_collections
 from omnistate.ops import Bulk, erase_again, export_all, migrate_all
 from shop import Cart
 
 LISTED = omnistate.List(str, name="listed", limit=2, ttl=timedelta(days=1))
 MAPPED = omnistate.Map(str, int, name="mapped", ttl=timedelta(days=1))
+TAGGED_BRIEFLY = omnistate.Set(str, name="tagged_briefly", ttl=timedelta(days=1))
 TAGGED = omnistate.Set(str, name="tagged")
 RANKED = omnistate.SortedSet(str, name="ranked", limit=2, keep="highest")
 COUNTED = omnistate.Counter(name="counted", ttl=timedelta(days=1))
@@ -62,6 +63,33 @@ async def every_collection(customer: Customer) -> None:
         )
     await customer.collection(LISTED).version()
     await customer.collection(QUEUED).size()
+
+
+async def every_session(omni: Client, ana: Customer) -> None:
+    """What can become of a session, and what belongs to one."""
+    policy = SessionPolicy(at_most=2)
+    oldest, session, other = [
+        await ana.start_session("web", idle=timedelta(minutes=5), policy=policy) for _ in range(3)
+    ]
+    await session.touch()
+    await session.state(Cart).patch(note="of the session")
+    assert (await session.state(Cart).get()).note == "of the session"
+    await session.collection(TAGGED_BRIEFLY).add("a")
+    session = await session.rotate()
+    await session.reauthenticated()
+    assert [one.id for one in await ana.sessions()] == [session.id, other.id]
+    async with ana.transaction() as tx:
+        tx.require(session)
+        tx.touch(session)
+        tx.end(other)
+    moved = await session.rotate(to=ana.id + "x")
+    await moved.load()
+    assert not await oldest.end()
+    await ana.start_session("mobile")
+    await ana.revoke_sessions(channel="mobile")
+    await ana.revoke_sessions()
+    await omni.sweep()
+    assert (await omni.session_endings()).endings
 
 
 class Remembered(
@@ -134,6 +162,8 @@ async def everything(omni: Client, who: str) -> None:
     """At least one call of each function."""
     ana = await omni.identify("web", "ana" + who)
     await ana.link("mobile", "ana" + who)
+    await ana.link("mobile", "ana" + who, proof=omnistate.VERIFIED)
+    assert await ana.unlink("mobile", "ana" + who)
     cart = ana.state(Cart)
     await cart.update(Cart.add, "cup")
     await cart.increment("visits")
@@ -141,9 +171,7 @@ async def everything(omni: Client, who: str) -> None:
     await cart.set(Cart(note="x"))
     await cart.delete()
     await cart.patch(note="y")
-    session = await ana.start_session("web", idle=timedelta(minutes=5))
-    await session.touch()
-    await session.end()
+    await every_session(omni, ana)
     talk = await ana.start_conversation("web")
     await talk.say(omnistate.CUSTOMER, "help")
     await talk.messages()

@@ -52,14 +52,14 @@ _numbers = itertools.count()
 class World:
     """The clients of one test: two behind a proxy that loses replies, and one that reads and watches."""
 
-    def __init__(self, server: Server, tenant: str) -> None:
+    def __init__(self, server: Server, tenant: str, **options: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.server, self.tenant = server, tenant
         self.raw = Redis(port=server.port)
         self.proxy = Proxy(server.port)
         self.run(self.proxy.__aenter__())
         self.writer, self.other, self.reader = (
-            self.run(omnistate.connect(url, tenant=tenant, timeout=timedelta(seconds=10)).__aenter__())
+            self.run(omnistate.connect(url, tenant=tenant, timeout=timedelta(seconds=10), **options).__aenter__())
             for url in (self.proxy.url, self.proxy.url, server.url)
         )
 

@@ -20,6 +20,7 @@ ORDER = [
     "_engine",
     "_client",
     "sync",
+    "web",
     "gateway",
     "demo",
     "cli",

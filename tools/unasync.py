@@ -43,6 +43,7 @@ BY_HAND = {  # slice and name of what has a twin that is no translation: its mod
     ("collection", "Declares"): "_declares",
     ("_engine", "Engine"): "_engine",
     ("ops", "Sweeper"): "_engine",
+    ("session", "Guard"): "_guard",
 }
 
 TRANSLATED_TESTS = (
@@ -54,6 +55,7 @@ TRANSLATED_TESTS = (
     "test_query.py",
     "test_history.py",
     "test_time.py",
+    "test_sessions.py",
 )
 LEFT_OUT = (  # they change private parts of what the background thread uses
     "test_a_sweeper_that_dies_after_taking_is_replaced_after_its_lease",

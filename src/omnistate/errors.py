@@ -30,6 +30,19 @@ class InvalidId(InvalidInput):
     code = "invalid_id"
 
 
+class IdentityBlocked(InvalidInput):
+    """This address stands for nobody in particular ("null", "0000", "test"): ask for a real one, or go on without it."""
+
+    code = "identity_blocked"
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(
+            f"this {channel} address stands for nobody in particular, so it would make many people one: go on without it, or "
+            f"allow it, connect(channels={{{channel!r}: ChannelPolicy(blocked=...)}})"
+        )
+        self.channel = channel
+
+
 class InvalidDeclaration(OmnistateError, TypeError):
     """A state class, an action or an app is declared in a way that cannot work: the message names the line to change."""
 
@@ -189,8 +202,25 @@ class SessionExpired(OmnistateError):
     code = "session_expired"
 
 
+class SessionRotated(Conflict):
+    """Another request gave the session a new token a moment ago: answer with that one, or let the client call again."""
+
+    code = "session_rotated"
+
+
+class TooManySessions(QuotaExceeded):
+    """The customer has as many sessions on this channel as its policy allows: end one first, `customer.revoke_session`."""
+
+    code = "too_many_sessions"
+
+    def __init__(self, channel: str, *, limit: int) -> None:
+        super().__init__("sessions", limit=limit)
+        self.args = (f"a customer may have {limit:,} sessions on {channel} at a time: end one of them first",)
+        self.channel = channel
+
+
 class IdentityTaken(OmnistateError):
-    """This identity already belongs to another customer: merge the two, or use another identity."""
+    """This identity already belongs to another customer: merge the two, use another identity, or with proof `take=True`."""
 
     code = "identity_taken"
 

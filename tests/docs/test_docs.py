@@ -112,6 +112,7 @@ def test_the_guide(reader: Reader) -> None:
 
 
 TOPICS = {
+    "identities": 1,
     "collections": 2,
     "transactions": 3,
     "time": 3,
@@ -123,6 +124,7 @@ TOPICS = {
     "sync": 1,
     "erasure": 8,
     "topologies": 2,
+    "web": 6,
 }  # pages about one thing, and how many commands each has
 
 

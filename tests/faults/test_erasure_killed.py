@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 import omnistate
-from erasable import KEYRING, Canaries, found, keys_of_tenant, plant, plant_merged
+from erasable import CHANNELS, KEYRING, Canaries, found, keys_of_tenant, plant, plant_merged
 from machine import Server, SteppedServer, raw_client
 from omnistate import Client, CustomerErased
 from omnistate.customer import erase_customer
@@ -36,7 +36,7 @@ async def proxy(mortal_valkey: SteppedServer) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def omni(mortal_valkey: Server, tenant: str) -> AsyncIterator[Client]:
-    async with omnistate.connect(mortal_valkey.url, tenant=tenant, keyring=KEYRING) as client:
+    async with omnistate.connect(mortal_valkey.url, tenant=tenant, keyring=KEYRING, channels=CHANNELS) as client:
         yield client
 
 

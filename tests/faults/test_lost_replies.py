@@ -72,7 +72,7 @@ async def test_shared_writes_with_lost_replies_lose_and_double_nothing(omni: omn
 
 @pytest.mark.parametrize("function", [b"_conversation_start", b"_conversation_say", b"_conversation_hand_off", b"_queue_put",
                                       b"_queue_lease", b"_conversation_take", b"_queue_settle", b"_identity_claim",
-                                      b"_customer_note", b"_identity_point", b"_customer_freeze", b"_customer_empty",
+                                      b"_customer_note", b"_identity_settle", b"_identity_move", b"_customer_freeze", b"_customer_empty",
                                       b"_session_start", b"_change"])  # fmt: skip
 async def test_every_flow_survives_a_lost_reply_at_every_step(
     omni: omnistate.Client, proxy: Proxy, function: bytes

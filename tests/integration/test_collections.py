@@ -17,6 +17,7 @@ import omnistate
 from machine import subscribers
 from omnistate import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 from omnistate.collection import own_keys
+from omnistate.session import session_keys
 from omnistate.state import parse_change
 from omnistate.store import Command, Keyspace
 
@@ -110,7 +111,7 @@ async def sweep(ana: Customer, stored: Stored, name: str, kind: str) -> int:
     """What the sweeper does with a collection; the number of events."""
     keys = own_keys(stored.log, kind, name)
     arguments = (0, "", "doc:" + name, len(keys), 0)
-    command = Command("log_expire", (*stored.log.written, *keys), arguments, int, "sweep")
+    command = Command("log_expire", (*stored.log.written, *session_keys(stored.log), *keys), arguments, int, "sweep")
     return await ana._services.link.execute(command)
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from redis import Redis
 
 import omnistate
 from omnistate import Client
-from omnistate.customer._commands import claim
-from omnistate.session import session_of_token
-from omnistate.session._commands import session_key
-from omnistate.store import Keyspace
+from omnistate.customer._identity import claim
 from shop import Cart, Profile
 
 
@@ -158,38 +152,3 @@ async def test_events_tell_everything_in_order(omni: Client) -> None:
         if event.type == "session.ended":
             break
     assert kinds == ["state.changed", "session.started", "conversation.started", "message", "session.ended"]
-
-
-async def test_a_session_lives_while_it_is_touched(omni: Client) -> None:
-    ana = await omni.identify("web", "ana")
-    session = await ana.start_session("web", idle=timedelta(minutes=30))
-    deadline = await omni.session(session.token).touch()
-    assert timedelta(minutes=29) < deadline - datetime.now(UTC) < timedelta(minutes=31)
-    assert await session.end()
-    assert not await session.end()
-    with pytest.raises(omnistate.SessionExpired):
-        await session.touch()
-
-
-async def test_a_session_ends_when_it_is_idle(omni: Client, raw: Redis) -> None:
-    session = await (await omni.identify("web", "ana")).start_session("web", idle=timedelta(seconds=60))
-    key = session_key(session._log, session.id)
-    assert 50_000 < raw.pttl(key) <= 60_000
-    raw.hset(key, "deadline", "1")  # the deadline has passed, and the server has not removed it yet
-    with pytest.raises(omnistate.SessionExpired):
-        await session.touch()
-
-
-async def test_the_secret_of_a_session_is_not_in_the_store(omni: Client, raw: Redis, tenant: str) -> None:
-    session = await (await omni.identify("web", "ana")).start_session("web")
-    secret = session.token.partition(".")[2]
-    assert secret not in repr(session)
-    for key in raw.scan_iter(f"omni:{tenant}:*"):
-        assert secret.encode() not in raw.dump(key) + key
-
-
-@pytest.mark.parametrize("token", ["", "x", "ana." + "a" * 42, "{}." + "a" * 43, "ana." + "a" * 43 + "\r\n", None, 7])
-def test_what_is_no_token_is_refused_before_anything_is_sent(token: Any) -> None:
-    services: Any = None
-    with pytest.raises(omnistate.InvalidInput):
-        session_of_token(services, Keyspace("t"), token)

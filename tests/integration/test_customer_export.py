@@ -7,6 +7,7 @@ import io
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis import Redis
 
 import omnistate
-from erasable import KEYRING, Canaries, Planted, plant, plant_merged
+from erasable import CHANNELS, KEYRING, Canaries, Planted, plant, plant_merged
 from messages import NewerLine
 from omnistate import Client, CustomerErased, InvalidInput, SchemaMismatch, verify_export
 from shop import Cart
@@ -37,7 +38,7 @@ def pair() -> tuple[bytes, bytes]:
 
 @pytest.fixture
 async def omni(connect: Connect) -> AsyncIterator[Client]:
-    async with connect(keyring=KEYRING) as client:
+    async with connect(keyring=KEYRING, channels=CHANNELS) as client:
         yield client
 
 
@@ -93,6 +94,26 @@ async def test_tokens_of_sessions_are_never_in_it(omni: Client) -> None:
     assert session.id in text
     assert session.token not in text
     assert session.token.partition(".")[2] not in text
+    assert session.access.proof not in text
+
+
+async def test_sessions_are_in_it_also_those_that_are_over(omni: Client, raw: Redis) -> None:
+    ana = omni.customer("ana")
+    session = await ana.start_session("web", device="Ana's phone", user_agent="A browser 1.0")
+    [info] = await ana.sessions()
+    [said] = [line for line in await read(ana) if line["kind"] == "session"]
+    assert {said[what] for what in ("id", "channel", "device", "user_agent")} == {
+        session.id, "web", "Ana's phone", "A browser 1.0",
+    }  # fmt: skip
+    assert datetime.fromisoformat(said["absolute_deadline"]) == info.absolute_deadline
+    await ana.revoke_sessions()  # in one step: records are removed by the sweeper
+    assert [line["id"] for line in await read(ana) if line["kind"] == "session"] == [session.id]
+    raw.hset(omni.keyspace.customer("ana").key("sessions"), "damaged", "secret 1 2")
+    export = ana.export()
+    text = b"".join([line async for line in export.lines()])
+    assert b"secret" not in text
+    assert export.manifest is not None
+    assert export.manifest.unreadable == 1
 
 
 class Packed(omnistate.State, name="ExportPacked", codec="msgpack", compress_over=64, encrypted={"secret"}, history=5):

@@ -14,6 +14,7 @@ from redis import Redis
 
 import omnistate
 from erasable import (
+    CHANNELS,
     COLLECTIONS,
     KEYRING,
     LISTED,
@@ -30,8 +31,8 @@ from erasable import (
 from omnistate import CUSTOMER, Client, Customer, CustomerErased, CustomerMerged
 from omnistate.conversation._flows import hand_off_to_queue
 from omnistate.customer import _erase
-from omnistate.customer._commands import Identity, claim
-from omnistate.customer._flows import link
+from omnistate.customer._identity import claim, forget, look
+from omnistate.customer._linking import Claim, Target, link, settle
 from omnistate.ops import Bulk, erase_again, export_all, import_all
 from omnistate.store import Keyspace, run
 from shop import Cart
@@ -55,7 +56,8 @@ WHERE = {
     "<customer>:doc:<name>:session:<id>",
     "<customer>:doc:<name>:conversation:<id>",
     "<customer>:doc:<name>:conversation:<id>:.history",
-    "<customer>:session:<id>",
+    "<customer>:sessions",
+    "endings",
     "<customer>:conversation:<id>",
     "<customer>:conversation:<id>:messages",
     "index:<name>",
@@ -70,7 +72,7 @@ WHO = {"actor": "the operator", "reason": "request 4711"}
 
 @pytest.fixture
 async def omni(connect: Connect) -> Any:
-    async with connect(keyring=KEYRING) as client:
+    async with connect(keyring=KEYRING, channels=CHANNELS) as client:
         yield client
 
 
@@ -140,7 +142,7 @@ async def test_nobody_else_loses_anything(omni: Client, raw: Redis, tenant: str)
     assert await omni.queue("agents").depth() == depth - 1 == 2
     for name in others:
         assert (await omni.customer(name).state(Planted).get()).word == words[name]("value")
-        assert len(await omni.customer(name).identities()) == 2
+        assert len(await omni.customer(name).identities()) == 4
         assert [one.customer_id async for one in omni.query(Planted).where("word", equals=words[name]("value"))] == [
             name
         ]
@@ -335,7 +337,8 @@ async def test_an_identity_that_was_being_linked_is_given_up(omni: Client, raw: 
     ana = omni.customer("ana")
     await ana.position()
     key, _ = omni.keyspace.identity("web", "half")
-    assert await omni.services.link.execute(claim(key, "ana")) == ("ana", False)
+    claimed = await omni.services.link.execute(claim(key, "ana"))
+    assert (claimed.customer, claimed.is_settled) == ("ana", False)
     await ana.erase(**WHO)
     new = await omni.identify("web", "half")
     assert new.id != "ana"
@@ -346,7 +349,7 @@ async def test_an_identity_that_is_confirmed_too_late_names_nobody(omni: Client,
     """The customer's list names it, then the customer is erased, then the third step comes."""
     ana = omni.customer("ana")
     await ana.position()
-    flow, steps = link(omni.keyspace, Identity("web", "late"), "ana"), 0
+    flow, steps = link(Target.of(omni.keyspace, "web", "late"), "ana", Claim(omnistate.ASSERTED)), 0
 
     async def execute(command: Any) -> Any:
         nonlocal steps
@@ -355,10 +358,135 @@ async def test_an_identity_that_is_confirmed_too_late_names_nobody(omni: Client,
             await ana.erase(**WHO)
         return await omni.services.link.execute(command)
 
-    await run(flow, execute)
-    assert steps == 4
+    with pytest.raises(CustomerErased):
+        await run(flow, execute)
+    assert steps == 5  # and a look at the customer
     assert not any(found(raw, tenant, {"id": "c.ana:", "identity": "identity"}).values())
     assert (await omni.identify("web", "late")).id != "ana"
+
+
+async def test_an_identity_that_was_being_taken_from_them_is_the_others(omni: Client, raw: Redis, tenant: str) -> None:
+    """Its record has moved to ben and remembers ana, whose list names it still; ana is erased before that is put right."""
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    await ana.link("crm", "7")
+    flow, erased = link(Target.of(omni.keyspace, "crm", "7"), "ben", Claim(omnistate.VERIFIED, take=True)), []
+
+    async def execute(command: Any) -> Any:
+        if command.function == "customer_drop":
+            erased.append(await ana.erase(**WHO))
+        return await omni.services.link.execute(command)
+
+    assert await run(flow, execute) == "ana"
+    assert len(erased) == 1
+    assert (await omni.identify("crm", "7")).id == "ben"
+    assert [one.address for one in await ben.identities()] == ["7"]
+    assert not any(found(raw, tenant, {"id": "c.ana", "left": "left_tenure"}).values())
+
+
+async def test_a_record_that_remembers_someone_erased_is_put_right(omni: Client, raw: Redis, tenant: str) -> None:
+    """The list of ana was put right, the record was not, and the process is gone; then ana was erased."""
+    ana, target = omni.customer("ana"), Target.of(omni.keyspace, "crm", "7")
+    await ana.link("crm", "7")
+    await ana.unlink("crm", "7")
+    raw.hset(target.key, mapping={"left": "ana", "left_tenure": "first"})
+    await ana.erase(**WHO)
+    new = await omni.identify("crm", "7")
+    assert new.id != "ana"
+    assert not any(found(raw, tenant, {"left": "left_tenure"}).values())
+    assert (await omni.services.link.execute(look(target.key))).customer == new.id
+
+
+async def test_who_takes_an_identity_and_is_erased_meanwhile_does_not_get_it(omni: Client) -> None:
+    ana, ben = omni.customer("ana"), omni.customer("ben")
+    await ben.link("crm", "7")
+    await ana.position()
+    flow = link(Target.of(omni.keyspace, "crm", "7"), "ana", Claim(omnistate.VERIFIED, take=True))
+
+    async def execute(command: Any) -> Any:
+        if command.function == "customer_drop":
+            await ana.erase(**WHO)
+        return await omni.services.link.execute(command)
+
+    with pytest.raises(CustomerErased):
+        await run(flow, execute)
+    assert (await omni.identify("crm", "7")).id not in ("ana", "ben")
+
+
+async def test_what_is_forgotten_is_only_what_names_the_erased(omni: Client, raw: Redis) -> None:
+    """Twice is once, and the list of whom the identity had been taken from is still put right."""
+    ben, target = omni.customer("ben"), Target.of(omni.keyspace, "crm", "7")
+    await ben.link("crm", "7")
+    tenure = (await omni.services.link.execute(look(target.key))).tenure
+    raw.hset(
+        target.key, mapping={"customer": "ana", "tenure": "x", "confirmed": "0", "left": "ben", "left_tenure": tenure}
+    )
+    for _ in range(2):
+        facts = await omni.services.link.execute(forget(target.key, "ana"))
+        assert (facts.customer, facts.tenure, facts.left, facts.left_tenure) == ("", "", "ben", tenure)
+    assert (await omni.services.link.execute(forget(target.key, "somebody"))).left == "ben"
+    await run(settle(target, facts), omni.services.link.execute)
+    assert await ben.identities() == []
+    assert not raw.exists(target.key)
+
+
+async def test_every_verb_on_identities_refuses_who_was_erased(omni: Client, raw: Redis, tenant: str) -> None:
+    await omni.erase("ana", **WHO)
+    ana = omni.customer("ana")
+    for verb in (ana.link("crm", "7"), ana.link("crm", "7", take=True, proof=omnistate.VERIFIED), ana.unlink("crm", "7"),
+                 ana.sign_out("web", "7")):  # fmt: skip
+        with pytest.raises(CustomerErased):
+            await verb
+    assert not any(key.endswith(b":identity") for key in keys_of_tenant(raw, tenant))
+
+
+async def test_sessions_end_with_the_first_step(omni: Client, raw: Redis, tenant: str) -> None:
+    """Whoever holds a token: it opens nothing from then on, also when the process that erases dies at once."""
+    ana = omni.customer("ana")
+    session = await ana.start_session("web")
+    await session.state(Cart).patch(note="x")
+    flow = _erase.erase_customer(omni.keyspace, "ana", **WHO)
+    await omni.services.link.execute(flow.send(None))
+    flow.close()
+    for verb in (session.load(), session.touch(), session.state(Cart).get(), session.state(Cart).patch(note="y")):
+        with pytest.raises(omnistate.SessionExpired):
+            await verb
+    for verb in (session.rotate(), session.reauthenticated(), ana.revoke_sessions()):
+        with pytest.raises(CustomerErased):
+            await verb
+    assert (await omni.erase("ana", **WHO)).counts["sessions"] == 1
+    assert not any(found(raw, tenant, {"id": "c.ana"}).values())
+
+
+async def test_readers_of_endings_miss_nobody_else(omni: Client, raw: Redis) -> None:
+    """Also whoever is in the middle of them, and when all of a page was of somebody erased."""
+    keys = omni.keyspace.customer("ana")
+    near = next(f"n{n}" for n in range(10_000) if omni.keyspace.customer(f"n{n}").common == keys.common)
+    ana, ben = omni.customer("ana"), omni.customer(near)
+
+    async def end_one(customer: Customer) -> str:
+        session = await customer.start_session("web")
+        await session.end()
+        return session.id
+
+    first, *_ = [await end_one(one) for one in (ben, ana)]
+    cursor = (await omni.session_endings()).cursor
+    session = await ana.start_session("web")
+    for _ in range(220):  # more than a page
+        session = await session.rotate()
+    second = await end_one(ben)
+    life, numbers = raw.pexpiretime(keys.endings), [one.split()[:2] for one in raw.lrange(keys.endings, 0, -1)]  # type: ignore[union-attr]
+    await ana.erase(**WHO)
+    assert [one.split()[:2] for one in raw.lrange(keys.endings, 0, -1)] == numbers  # type: ignore[union-attr]
+    assert raw.pexpiretime(keys.endings) == life
+    page = await omni.session_endings(after=cursor)
+    assert [one.id for one in page.endings] == [second]
+    third = await end_one(ben)
+    page = await omni.session_endings(after=page.cursor)
+    assert [one.id for one in page.endings] == [third]
+    assert (await omni.session_endings(after=page.cursor)).endings == []
+    from_start = await omni.session_endings()
+    assert [one.id for one in from_start.endings] == [first]  # and then a page of those that are gone
+    assert [one.id for one in (await omni.session_endings(after=from_start.cursor)).endings] == [second, third]
 
 
 async def test_what_a_hand_off_left_in_a_queue_is_taken_back(omni: Client, raw: Redis, tenant: str) -> None:
@@ -405,7 +533,7 @@ async def test_it_is_written_down_who_did_it_and_why(omni: Client) -> None:
     done = await ana.erase(**WHO)
     assert (done.counts, done.merged, done.digest) == (planned.counts, 0, planned.digest)
     assert done.counts == {
-        "documents": 12, "changes": 8, "events": done.counts["events"], "identities": 2, "sessions": 1, "conversations": 2,
+        "documents": 13, "changes": 8, "events": done.counts["events"], "identities": 4, "sessions": 1, "conversations": 2,
         "messages": 1, "waiting": 1, "index_entries": 5,
     }  # fmt: skip
     again = await ana.erase(actor="another", reason="another request")
@@ -451,7 +579,7 @@ async def test_an_import_does_not_bring_them_back(omni: Client, raw: Redis, tena
 
 
 async def test_tenants_do_not_see_each_other(omni: Client, connect: Connect, raw: Redis, tenant: str) -> None:
-    async with connect(tenant=tenant + "-2", keyring=KEYRING) as other:
+    async with connect(tenant=tenant + "-2", keyring=KEYRING, channels=CHANNELS) as other:
         mine, theirs = Canaries(), Canaries()
         mine.words["id"] = theirs.words["id"] = "ana"
         await plant(omni, mine)

@@ -75,3 +75,38 @@ async def test_a_transaction_is_one_round_trip_and_one_for_each_reading(omni: Cl
         tx.collection(MAP).put("a", 1)
         await tx.get_all(COUNTER)
     assert trips == ["collection_read", "change"]
+
+
+class Draft(omnistate.State, name="TripsDraft", ttl=HOUR):
+    text: str = ""
+
+
+OF_SESSION: dict[str, tuple[int, Callable[[omnistate.Customer, omnistate.Session], Awaitable[object]]]] = {
+    "start": (1, lambda ana, _: ana.start_session("web", policy=omnistate.SessionPolicy(at_most=2))),
+    "list": (1, lambda ana, _: ana.sessions()),
+    "load": (1, lambda _, session: session.load()),
+    "touch": (1, lambda _, session: session.touch()),
+    "reauthenticated": (1, lambda _, session: session.reauthenticated()),
+    "read": (1, lambda _, session: session.state(Draft).get()),
+    "write": (1, lambda _, session: session.state(Draft).patch(text="x")),
+    "rotate": (1, lambda _, session: session.rotate()),
+    "go on": (3, lambda _, session: session.rotate(to="ben")),
+    "revoke one": (1, lambda ana, session: ana.revoke_session(session.id)),
+    "revoke all": (1, lambda ana, session: ana.revoke_sessions(keep=session)),
+    "end": (1, lambda _, session: session.end()),
+}
+
+
+@pytest.mark.parametrize("verb", OF_SESSION)
+async def test_what_is_done_with_a_session_costs_what_it_says(omni: Client, verb: str) -> None:
+    ana, link = omni.customer("ana"), omni.services.link
+    session, trips, execute = await ana.start_session("web"), list[str](), link.execute
+
+    async def counted(command: Any, **options: Any) -> Any:
+        trips.append(command.function)
+        return await execute(command, **options)
+
+    link.execute = counted  # type: ignore[method-assign]
+    wanted, call = OF_SESSION[verb]
+    await call(ana, session)
+    assert len(trips) == wanted, trips

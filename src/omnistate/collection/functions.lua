@@ -641,7 +641,6 @@ local function with_deadlines(held, deadlines)
   return rest
 end
 
-local readers
 readers = {
   map = {
     get = function(keys, args, at)

@@ -1,4 +1,4 @@
-"""Commands on identities and customers. No IO."""
+"""Commands on customers. No IO."""
 
 from __future__ import annotations
 
@@ -10,24 +10,12 @@ from typing import Any
 import msgspec
 
 from omnistate.collection import own_keys
+from omnistate.customer._identity import Identity, identities_key, identity_of
 from omnistate.errors import CustomerMerged, InvalidInput
 from omnistate.state import NEVER
-from omnistate.store import Command, LogKeys, Position, decode_id, merged_error, opening
+from omnistate.store import Command, LogKeys, Position, decode_id, opening
 
 _json = msgspec.json.Encoder().encode
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """How a customer is known on one channel."""
-
-    channel: str
-    address: str
-
-    def __repr__(self) -> str:  # an address is personal data
-        return f"Identity(channel={self.channel!r}, address=...)"
-
-
-decode_identity = msgspec.json.Decoder(Identity).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +24,6 @@ class Frozen:
 
     documents: list[str]
     identities: dict[str, Identity]
-
-
-def identities_key(log: LogKeys) -> bytes:
-    return log.key("identities")
-
-
-def claim(key: bytes, candidate: str) -> Command[tuple[str, bool]]:
-    """The customer, and whether the customer's own list is known to name the identity."""
-    return Command("identity_claim", (key,), (candidate,), lambda reply: (reply[0].decode(), reply[1] == b"1"))
-
-
-def point(key: bytes, before: str, after: str) -> Command[bool]:
-    """False: by now it belongs to yet another customer."""
-    return Command("identity_point", (key,), (before, after), lambda reply: reply[0] == b"ok")
-
-
-def note(log: LogKeys, digest: str, identity: Identity, *, operation_id: str) -> Command[None]:
-    event = b'{"type":"identity.linked","channel":%b' % _json(identity.channel)
-
-    def parse(reply: Any) -> None:
-        if type(reply) is list and reply[0] == b"merged":
-            raise merged_error(log, reply[1])
-
-    arguments = (*opening(operation_id), digest, _json(identity), event)
-    return Command("customer_note", (*log.written, identities_key(log)), arguments, parse, operation_id)
 
 
 def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, operation_id: str) -> Command[Frozen]:
@@ -77,7 +40,7 @@ def freeze(log: LogKeys, customer: str, into: str, known: Iterable[str], *, oper
             )
         end = 3 + int(reply[2])
         pairs = zip(reply[end::2], reply[end + 1 :: 2], strict=True)
-        identities = {digest.decode(): decode_identity(identity) for digest, identity in pairs}
+        identities = {digest.decode(): identity_of(identity) for digest, identity in pairs}
         return Frozen([entry.decode().removeprefix("doc:") for entry in reply[3:end]], identities)
 
     keys = (*log.written, identities_key(log))
@@ -125,7 +88,7 @@ def read(log: LogKeys) -> Command[tuple[str | None, list[Identity]]]:
     """Whom the customer was merged into, and their identities."""
 
     def parse(reply: list[Any]) -> tuple[str | None, list[Identity]]:
-        return reply[0].decode() or None, [decode_identity(identity) for identity in reply[2::2]]
+        return reply[0].decode() or None, [identity_of(identity) for identity in reply[2::2]]
 
     return Command("customer_read", (log.meta, identities_key(log)), (), parse)
 

@@ -1,11 +1,11 @@
 """Erasing a customer: several calls, since identities and queues live in other slots.
 
 (1) In the customer's slot, in one call: a tombstone, which refuses every later write for this id; a journal; an event, which
-ends watches and empties near caches; and the log is gone, with the headers of all documents, so nothing is found any more.
-(2) Identities that point to the customer are removed. (3) The customer's conversations are taken out of all queues.
-(4) Who was merged into the customer is erased in the same way. (5) The keys of the customer are looked for by name and removed,
-and the entries in the partition's indexes, until a whole walk over the server finds nothing. (6) The tenant's list of erasures
-gets an entry. (7) The journal is removed.
+ends watches and empties near caches; the log is gone, with the headers of all documents, so nothing is found any more; the
+sessions are gone, and what the partition's endings said of them. (2) Identities that point to the customer are removed. (3)
+The customer's conversations are taken out of all queues. (4) Who was merged into the customer is erased in the same way. (5)
+The keys of the customer are looked for by name and removed, and the entries in the partition's indexes, until a whole walk
+over the server finds nothing. (6) The tenant's list of erasures gets an entry. (7) The journal is removed.
 
 - Killed anywhere: `erase` again goes on, and the sweeper does after a minute: what is not finished is in the agenda. Each
   step finds what the one before it left: identities, conversations and the list of merged ones are removed in step 5 only.
@@ -31,6 +31,7 @@ from omnistate.conversation import forget_in_queue, queues_of
 from omnistate.customer import _erase_commands as commands
 from omnistate.customer._commands import read
 from omnistate.customer._erase_commands import Begun, NotErased
+from omnistate.customer._identity import forget
 from omnistate.errors import CustomerErased, CustomerMerged, InvalidInput
 from omnistate.store import PARTITIONS, Flow, Keyspace, LogKeys, call, partition_of
 
@@ -134,9 +135,8 @@ def _finish(keyspace: Keyspace, customer: str, begun: Begun) -> Flow[Erasure]:
     log, merged = keyspace.customer(customer), 0
     if not begun.is_over:
         others, identities = yield from call(commands.read_others(log))
-        for identity in identities:
-            key, _ = keyspace.identity(identity.channel, identity.address)
-            yield from call(commands.forget_identity(key, customer))
+        for digest in identities:
+            yield from call(forget(keyspace.identity_of(digest), customer))
         yield from _leave_queues(keyspace, customer)
         for other in others:
             merged += yield from _erase_merged(keyspace, other, customer, begun)

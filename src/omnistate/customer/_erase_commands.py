@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from omnistate.customer._commands import Identity, decode_identity, identities_key
+from omnistate.customer._identity import Identity, identities_key, identity_of
+from omnistate.session import session_keys
 from omnistate.store import Argument, Command, Keyspace, LogKeys, Position, merged_error, new_operation_id
 
 EVENT = b'{"type":"customer.erased"'
@@ -62,15 +63,18 @@ def begin(keyspace: Keyspace, log: LogKeys, *, into: str, actor: str, reason: st
         return Begun(word == b"erased", word == b"ok", time, digest, *about, counts)
 
     arguments = (keyspace.erasure_key, into, actor, reason, EVENT)
-    return Command("erase_begin", (*log.written, journal_key(log)), arguments, parse, new_operation_id())
+    keys = (*log.written, journal_key(log), *session_keys(log))
+    return Command("erase_begin", keys, arguments, parse, new_operation_id())
 
 
-def read_others(log: LogKeys) -> Command[tuple[list[str], list[Identity]]]:
-    """Who was merged into the customer, and the customer's identities."""
+def read_others(log: LogKeys) -> Command[tuple[list[str], dict[str, Identity]]]:
+    """Who was merged into the customer, and the customer's identities by digest."""
 
-    def parse(reply: list[Any]) -> tuple[list[str], list[Identity]]:
-        merged, identities = reply
-        return sorted(one.decode() for one in merged), [decode_identity(one) for one in identities[1::2]]
+    def parse(reply: list[Any]) -> tuple[list[str], dict[str, Identity]]:
+        merged, listed = reply
+        pairs = zip(listed[::2], listed[1::2], strict=True)
+        identities = {digest.decode(): identity_of(entry) for digest, entry in pairs}
+        return sorted(one.decode() for one in merged), identities
 
     return Command("erase_read", (merged_key(log), identities_key(log)), (), parse)
 
@@ -105,12 +109,10 @@ def kind_of(log: LogKeys, key: bytes) -> str:
     if len(parts) == 1:
         if parts[0] in _BOOKKEEPING:
             return ""
-        return {"log": "events"}.get(parts[0], parts[0] if parts[0] == "identities" else "others")
+        return {"log": "events", "identities": "identities", "sessions": "sessions"}.get(parts[0], "others")
     match parts[0]:
         case "doc":
             return "documents"
-        case "session":
-            return "sessions" if len(parts) == 2 else "others"
         case "conversation" if len(parts) == 2:
             return "conversations"
         case "conversation" if parts[2:] == ["messages"]:
@@ -172,11 +174,6 @@ def refuse(keyspace: Keyspace, partition: int, digest: str, milliseconds: int) -
     """A tombstone without a customer, in a store that was restored. Safe to repeat."""
     arguments = (keyspace.erasure_key, digest, milliseconds)
     return Command("erase_refuse", (keyspace.agenda(partition),), arguments, lambda _: None, new_operation_id())
-
-
-def forget_identity(key: bytes, customer: str) -> Command[None]:
-    """The identity names nobody, if it named this customer. Safe to repeat."""
-    return Command("identity_forget", (key,), (customer,), lambda _: None, new_operation_id())
 
 
 def absorb(log: LogKeys, other: str) -> Command[Position]:

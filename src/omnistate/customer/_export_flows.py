@@ -25,6 +25,7 @@ from omnistate.customer._commands import (
 )
 from omnistate.customer._flows import imported_classes
 from omnistate.errors import CustomerErased, SchemaMismatch
+from omnistate.session import SessionInfo, stored_sessions
 from omnistate.state import (
     COLLECTION_KINDS,
     Keyring,
@@ -37,7 +38,17 @@ from omnistate.state import (
 from omnistate.store import Flow, Keyspace, LogKeys, Position, call, encode_id
 
 _PAGE = 500  # messages, or changes, of one reply
-_KEPT = ("meta", "older", "log", "docs", "identities", "merged", "erasing")  # of a log: exported from what it means
+_KEPT = (
+    "meta",
+    "older",
+    "log",
+    "docs",
+    "identities",
+    "sessions",
+    "merged",
+    "erasing",
+)  # of a log: exported from what it means
+_NOT_OF_A_SESSION = ("customer_id", "merged_into", "reauthentication_due")  # said by the line, and by the times
 _encode = msgspec.json.Encoder().encode
 
 Line = dict[str, Any]
@@ -86,7 +97,7 @@ class Reader:
     def plan(self, keys: list[bytes]) -> Flow[list[Lines]]:
         """What is to be read, a flow for each reply that may be large."""
         into, entries = yield from call(list_entries(self._log))
-        work: list[Lines] = [self._about(into), self._events()]
+        work: list[Lines] = [self._about(into), self._events(), self._sessions()]
         for name, owner, header in entries:
             kind = header.split(b" ")[5].decode()
             work.append(self._entry(name, owner, kind))
@@ -99,8 +110,6 @@ class Reader:
             match parts:
                 case ["doc", *_, ".history"]:
                     work += [self._history(key, parts)]
-                case ["session", id_]:
-                    work += [self._hash("session", key, id_)]
                 case ["conversation", id_]:
                     work += [self._hash("conversation", key, f"{encode_id(self._log.id)}.{id_}"), self._messages(key)]
                 case ["conversation", _, "messages"]:
@@ -114,8 +123,12 @@ class Reader:
         about: Line = (
             {"kind": "customer"} | ({"merged_into": into} if into else {}) | ({"merged": merged} if merged else {})
         )
-        said = [{"kind": "identity", "channel": one.channel, "address": one.address} for one in identities]
-        return [about, *said]
+        return [about, *({"kind": "identity"} | msgspec.to_builtins(one) for one in identities.values())]
+
+    def _sessions(self) -> Lines:
+        """Also those that are over and not yet removed. Never hashes of tokens."""
+        _, held = yield from call(read_key(self._log.key("sessions")))
+        return [_session(name, info) for name, info in stored_sessions(self._log, _by(held, 2))]
 
     def _events(self) -> Lines:
         position, events = yield from call(read_log_as_it_is(self._log))
@@ -224,6 +237,13 @@ def spell(customer: str, lines: Iterable[Line]) -> Iterator[tuple[str, bytes]]:
     """Each line as it is in the file, and its kind."""
     for line in lines:
         yield line["kind"], _encode({"kind": line["kind"], "customer": customer} | line) + b"\n"
+
+
+def _session(name: str, info: SessionInfo | None) -> Line:
+    if info is None:
+        return {"kind": "session", "id": name, "value": {"$unreadable": "its record is damaged"}}
+    said = msgspec.to_builtins(info)
+    return {"kind": "session"} | {what: said[what] for what in said if what not in _NOT_OF_A_SESSION}
 
 
 def _entry(name: str, owner: tuple[str, str] | None) -> str:

@@ -1,33 +1,172 @@
 -- Identities, and merging two customers. An identity lives in a slot of its own, so finding, linking and merging take
 -- several calls; each is safe to repeat and to leave half done (see the flows).
+--
+-- An identity's record says whom it belongs to; nothing else decides it. Its fields:
+-- - customer; tenure: names this period of belonging to them; proof: '1' when verified; linked, ends: times, '0' for never.
+-- - confirmed: '0' the customer's list does not name it yet, '2' it does, but with less proof or an earlier end, '1' settled.
+-- - left, left_tenure: whose list may still name it from before. Nothing moves on before that list has been put right.
+-- The customer's list has for each digest: tenure, proof, linked, ends, gone (when the entry is removed), channel, JSON.
+local identity = {}
 
--- identity_claim: whom the identity points to; `candidate` when it is new
--- keys: identity   arguments: candidate   reply: {customer, '1' when the customer's own list is known to name it}
-local function identity_claim(keys, args)
-  local identity = redis_call('HMGET', keys[1], 'customer', 'confirmed')
-  if identity[1] then return {identity[1], identity[2] or '0'} end
-  redis_call('HSET', keys[1], 'customer', args[1])
-  return {args[1], '0'}
+function identity.facts(key)
+  local found = redis_call('HMGET', key, 'customer', 'confirmed', 'tenure', 'proof', 'linked', 'ends', 'left', 'left_tenure')
+  for i = 1, 8 do found[i] = found[i] or '' end
+  return found
 end
 
--- identity_point: moves the identity, or confirms that the customer's list names it
--- keys: identity   arguments: from, to   reply: {"ok"} | {"moved", customer, or '' when it names nobody: who it named was erased}
-local function identity_point(keys, args)
-  local customer = redis_call('HGET', keys[1], 'customer')
-  if customer ~= args[1] and customer ~= args[2] then return {'moved', customer or ''} end
-  redis_call('HSET', keys[1], 'customer', args[2], 'confirmed', '1')
-  return {'ok'}
+-- The record is there until then ('0': for ever).
+function identity.expire(key, ends)
+  if ends == '0' then redis_call('PERSIST', key) else redis_call('PEXPIREAT', key, ends) end
 end
 
--- customer_note: the customer's own list of identities
--- keys: the log's five, identities   arguments: (open), digest, identity as JSON, event
-local function customer_note(keys, args)
+-- More proof, or a later end, of one who is known. An end is moved once half of the time has passed.
+function identity.strengthen(key, record, proof, lifetime, now)
+  local ends = record[6]
+  if ends ~= '0' and lifetime == '0' then
+    ends = '0'
+  elseif ends ~= '0' and ends - now < lifetime / 2 then
+    ends = text(now + lifetime)
+  end
+  proof = record[4] == '1' and '1' or proof
+  if proof == record[4] and ends == record[6] then return record end
+  local confirmed = record[2] == '1' and '2' or record[2]
+  redis_call('HSET', key, 'proof', proof, 'ends', ends, 'confirmed', confirmed)
+  identity.expire(key, ends)
+  return identity.facts(key)
+end
+
+-- identity_claim: whom the identity belongs to; `candidate` when nobody
+-- keys: identity   arguments: candidate, tenure, proof, lifetime (milliseconds or 0), who may strengthen it ('' for all),
+-- when it was linked ('' now)
+-- reply: facts, as of all that follow
+function identity.claim(keys, args)
+  local record, now = identity.facts(keys[1]), milliseconds()
+  if record[1] ~= '' then
+    if args[5] ~= '' and args[5] ~= record[1] then return record end
+    return identity.strengthen(keys[1], record, args[3], args[4], now)
+  end
+  local ends = args[4] == '0' and '0' or text(now + args[4])
+  redis_call('HSET', keys[1], 'customer', args[1], 'confirmed', '0', 'tenure', args[2], 'proof', args[3],
+    'linked', args[6] == '' and text(now) or args[6], 'ends', ends)
+  identity.expire(keys[1], ends)
+  return identity.facts(keys[1])
+end
+
+-- identity_move: it belongs to somebody else, or to nobody. Nothing happens when `from` has changed, or is to be left
+-- while something is unsettled; a repeated call finds its own tenure.
+-- keys: identity   arguments: from, its tenure ('' for any), to ('' for nobody), tenure, proof ('' as it is), lifetime,
+-- '1' when the list of `from` is to be put right, the proof that it must still have ('' for any)
+function identity.move(keys, args)
+  local key, record, now = keys[1], identity.facts(keys[1]), milliseconds()
+  if record[1] ~= args[1] or args[2] ~= '' and args[2] ~= record[3] then return record end
+  if record[7] ~= '' or args[7] == '1' and record[2] ~= '1' then return record end
+  if args[8] ~= '' and args[8] ~= record[4] then return record end  -- surer than who judged knew
+  if args[7] == '1' then redis_call('HSET', key, 'left', args[1], 'left_tenure', record[3]) end
+  if args[3] == '' then
+    redis_call('HDEL', key, 'customer', 'confirmed', 'tenure', 'proof', 'linked', 'ends')
+    return identity.facts(key)
+  end
+  redis_call('HSET', key, 'customer', args[3], 'confirmed', '0', 'tenure', args[4])
+  if args[5] ~= '' then
+    local ends = args[6] == '0' and '0' or text(now + args[6])
+    redis_call('HSET', key, 'proof', args[5], 'linked', text(now), 'ends', ends)
+    identity.expire(key, ends)
+  end
+  return identity.facts(key)
+end
+
+-- identity_settle: a list has been put right
+-- keys: identity   arguments: tenure, proof and end that the list has now; tenure that it no longer has ('' for none)
+function identity.settle(keys, args)
+  local record = identity.facts(keys[1])
+  if args[4] ~= '' and args[4] == record[8] then redis_call('HDEL', keys[1], 'left', 'left_tenure') end
+  if args[1] ~= '' and args[1] == record[3] and args[2] == record[4] and args[3] == record[6] then
+    redis_call('HSET', keys[1], 'confirmed', '1')
+  end
+  return identity.facts(keys[1])
+end
+
+-- identity_look   keys: identity
+function identity.look(keys)
+  return identity.facts(keys[1])
+end
+
+-- What is gone leaves the list, which goes when its last entry does. Returns the number of identities on `channel`, and of
+-- all, but for `digest`; and when the customer's log may go (-1: never).
+function identity.tidy(list, now, channel, digest)
+  local items, on_channel, all, latest = redis_call('HGETALL', list), 0, 0, 0
+  for i = 1, #items, 2 do
+    local gone, where = match(items[i + 1], '^%S+ %S+ %S+ %S+ (%d+) (%S+) ')
+    gone = tonumber(gone)
+    if gone > 0 and gone <= now then
+      redis_call('HDEL', list, items[i])
+    else
+      latest = (gone == 0 or latest < 0) and -1 or math_max(latest, gone)
+      if items[i] ~= digest then
+        all = all + 1
+        if where == channel then on_channel = on_channel + 1 end
+      end
+    end
+  end
+  if latest < 0 then redis_call('PERSIST', list) elseif latest > 0 then redis_call('PEXPIREAT', list, text(latest)) end
+  return on_channel, all, latest
+end
+
+-- An entry outlives the end of its identity by twice what is left: a renewal that is half done does not lose it.
+function identity.put(list, digest, tenure, proof, linked, ends, now, rest)
+  local gone = ends == '0' and '0' or text(ends + math_max(2 * (ends - now), 0))
+  redis_call('HSET', list, digest, concat({tenure, proof, linked, ends, gone, rest}, ' '))
+  local _, _, latest = identity.tidy(list, now)
+  return latest
+end
+
+-- customer_note: the customer's own list names the identity. Decided once for a tenure, also when it is full.
+-- keys: the log's five, identities
+-- arguments: (open), digest, tenure, proof, linked, ends, channel, most on it, most of all, identity as JSON, event
+-- reply: "full" | what the list says: proof, ends
+function identity.note(keys, args)
   local log, reply = open(keys, args)
   if not log then return reply end
-  if redis_call('HEXISTS', keys[6], args[log.at]) == 1 then return '' end
-  append(log, args[log.at + 2])
-  redis_call('HSET', keys[6], args[log.at], args[log.at + 1])
-  return commit(log, log.position, -1)
+  local digest, tenure, proof, linked, ends, channel = unpack(args, log.at, log.at + 5)
+  local held = redis_call('HGET', keys[6], digest)
+  local its, said = match(held or '', '^(%S+) (%S+ %S+ %S+)')
+  if its == tenure then return (gsub(said, ' %S+ ', ' ')) end
+  local on_channel, all = identity.tidy(keys[6], log.now, channel, digest)
+  if on_channel >= args[log.at + 6] + 0 or all >= args[log.at + 7] + 0 then return commit(log, 'full', 0) end
+  append(log, args[log.at + 9])
+  local rest = channel .. ' ' .. args[log.at + 8]
+  local outlive = identity.put(keys[6], digest, tenure, proof, linked, ends, log.now, rest)
+  return commit(log, proof .. ' ' .. ends, outlive)
+end
+
+-- customer_strengthen: the list has more proof or a later end of an identity that it names under this tenure
+-- keys: the log's five, identities   arguments: (open), digest, tenure, proof, ends, event
+function identity.strengthened(keys, args)
+  local log, reply = open(keys, args)
+  if not log then return reply end
+  local digest, tenure, proof, ends = unpack(args, log.at, log.at + 3)
+  local held = redis_call('HGET', keys[6], digest)
+  local its, had, linked, ended, rest = match(held or '', '^(%S+) (%S+) (%S+) (%S+) %S+ (.*)$')
+  if its ~= tenure then return '' end
+  if ended == '0' or ends ~= '0' and ended + 0 > ends + 0 then ends = ended end
+  if had == '1' then proof = '1' end
+  if proof ~= had then append(log, args[log.at + 4]) end
+  local outlive = identity.put(keys[6], digest, tenure, proof, linked, ends, log.now, rest)
+  return commit(log, '', outlive)
+end
+
+-- customer_drop: the list no longer names the identity, if it did under this tenure. Also of one who was merged away.
+-- keys: the log's five, identities   arguments: (open), digest, tenure, the beginning of the event
+function identity.drop(keys, args)
+  local log, reply = open(keys, args, true)
+  if not log then return reply end
+  local held = redis_call('HGET', keys[6], args[log.at])
+  local its, proof = match(held or '', '^(%S+) (%S+)')
+  if its ~= args[log.at + 1] then return '' end
+  append(log, args[log.at + 2] .. (proof == '1' and '"verified"' or '"asserted"'))
+  redis_call('HDEL', keys[6], args[log.at])
+  identity.tidy(keys[6], log.now)
+  return commit(log, '', 0)
 end
 
 -- customer_freeze: the beginning of a merge: from now on this customer's states are written nowhere but in `into`
@@ -95,22 +234,30 @@ local function customer_empty(keys, args)
   return {'ok'}
 end
 
--- customer_read   keys: meta, identities   reply: {into or '', (digest, identity)...}
+-- customer_read   keys: meta, identities, maybe agenda: then an erased customer is refused
+-- reply: {into or '', (digest, identity)...}
 local function customer_read(keys)
-  local reply = {redis_call('HGET', keys[1], 'into') or ''}
-  for _, item in ipairs(redis_call('HGETALL', keys[2])) do reply[#reply + 1] = item end
+  local refusal = keys[3] and redis_call('EXISTS', keys[1]) == 0 and refuse_erased(keys[3], keys[1])
+  if refusal then return refusal end
+  local reply, items, now = {redis_call('HGET', keys[1], 'into') or ''}, redis_call('HGETALL', keys[2]), milliseconds()
+  for i = 1, #items, 2 do
+    local ends = match(items[i + 1], '^%S+ %S+ %S+ (%d+)') + 0
+    if ends == 0 or ends > now then reply[#reply + 1], reply[#reply + 2] = items[i], items[i + 1] end
+  end
   return reply
 end
 
-define('identity_claim', identity_claim)
-define('identity_point', identity_point)
-define('customer_note', customer_note)
+define('identity_claim', identity.claim)
+define('identity_move', identity.move)
+define('identity_settle', identity.settle)
+define('identity_look', identity.look, READS)
+define('customer_note', identity.note)
+define('customer_strengthen', identity.strengthened)
+define('customer_drop', identity.drop)
 define('customer_freeze', customer_freeze)
 define('customer_documents', customer_documents, READS)
 define('customer_empty', customer_empty)
 define('customer_read', customer_read, READS)
-
-do  -- a block of its own, so that the others have room for their names (see store/_library.py)
 
 -- Erasure: what the flow in _erase.py says, step by step. Its journal is a hash in the customer's slot, which is there as long
 -- as an erasure is not finished; 'n:<kind>' in it counts what was removed, in the call that removes it.
@@ -118,7 +265,7 @@ do  -- a block of its own, so that the others have room for their names (see sto
 local FINISH = 60000  -- a sweeper goes on with an erasure that is not finished by then (milliseconds)
 
 -- erase_begin: the tombstone, the journal and the event; from now on nothing is stored and nothing is found
--- keys: the log's five, journal   arguments: key of the hash, customer it must have been merged into or '', who, why, event
+-- keys: the log's five, journal, sessions, endings   arguments: key of the hash, customer it must have been merged into or '', who, why, event
 -- reply: {"ok" | "again" | "erased", time, hash, journal ...} | {"merged", customer or ''}   Doing it twice is doing it once.
 local function erase_begin(keys, args)
   local agenda, name = keys[5], match(keys[1], '}:(.+):meta$')
@@ -136,7 +283,8 @@ local function erase_begin(keys, args)
   redis_call('ZADD', agenda, text(ERASED + log.now), tombstone)
   redis_call('ZADD', agenda, text(log.now + FINISH), 'e.' .. sub(name, 3))
   redis_call('ZREM', agenda, name)
-  redis_call('HSET', keys[6], 'who', args[3], 'why', args[4], 'into', args[2], 'n:events', events)
+  local ended = text(sessions.forget(keys[7], keys[8], name))
+  redis_call('HSET', keys[6], 'who', args[3], 'why', args[4], 'into', args[2], 'n:events', events, 'n:sessions', ended)
   redis_call('UNLINK', keys[1], keys[2], keys[3], keys[4])
   return {'ok', text(log.now), sub(tombstone, 3), unpack(redis_call('HGETALL', keys[6]))}
 end
@@ -186,6 +334,7 @@ end
 local function weigh(key, kind)
   if kind == 'events' or kind == 'messages' or kind == 'changes' then return redis_call('LLEN', key) end
   if kind == 'identities' then return redis_call('HLEN', key) end
+  if kind == 'sessions' then return sessions.count(key) end
   return redis_call('EXISTS', key)
 end
 
@@ -255,11 +404,16 @@ end
 -- erase_check: whether a customer was erased   keys: meta, agenda   reply: "1" | "0"
 local function erase_check(keys) return refuse_erased(keys[2], keys[1]) and '1' or '0' end
 
--- identity_forget: the identity names nobody any more, if it named this customer. Doing it twice is doing it once.
--- keys: identity   arguments: customer
+-- identity_forget: nothing in the identity's record names this customer any more: neither whose it is, nor whose list may still
+-- name it. Doing it twice is doing it once.
+-- keys: identity   arguments: customer   reply: facts
 local function identity_forget(keys, args)
-  if redis_call('HGET', keys[1], 'customer') == args[1] then redis_call('UNLINK', keys[1]) end
-  return 'ok'
+  local record = identity.facts(keys[1])
+  if record[1] == args[1] then
+    redis_call('HDEL', keys[1], 'customer', 'confirmed', 'tenure', 'proof', 'linked', 'ends')
+  end
+  if record[7] == args[1] then redis_call('HDEL', keys[1], 'left', 'left_tenure') end
+  return identity.facts(keys[1])
 end
 
 -- customer_absorb: notes that another customer is going to be merged into this one. Doing it twice is doing it once.
@@ -319,5 +473,3 @@ define('customer_absorb', customer_absorb)
 define('agenda_queues', agenda_queues, READS)
 define('queue_forget', queue_forget)
 define('queue_forget_operations', queue_forget_operations)
-
-end

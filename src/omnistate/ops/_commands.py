@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omnistate.collection import own_keys
+from omnistate.session import session_keys
 from omnistate.store import Argument, Command, Keyspace, LogKeys
 
 Due = list[tuple[str, bytes]]  # entries and their headers
@@ -38,12 +39,12 @@ def find_due(log: LogKeys) -> Command[Due]:
     def parse(reply: list[Any]) -> Due:
         return [(entry.decode(), header) for entry, header in zip(reply[::2], reply[1::2], strict=True)]
 
-    return Command("log_due", (log.meta, log.written[3]), (), parse)
+    return Command("log_due", (log.meta, log.written[3], session_keys(log)[0]), (), parse)
 
 
 def expire(log: LogKeys, due: Due) -> Command[int]:
     """Ends what has fallen due, with events, and says when to come again; the number of events. Safe to repeat."""
-    keys: list[bytes] = [*log.written]
+    keys: list[bytes] = [*log.written, *session_keys(log)]
     arguments: list[Argument] = [0, ""]
     for entry, header in due:
         name = entry.removeprefix("doc:")

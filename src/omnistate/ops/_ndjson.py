@@ -289,7 +289,7 @@ class _Import:
 
     async def _identity(self, customer: Customer, identity: Identity) -> None:
         try:
-            await customer.link(identity.channel, identity.address)
+            await customer.load_identity(identity)
         except OmnistateError as error:
             self._report.fail(customer.id, f"identity on {identity.channel}", error)
 

@@ -38,7 +38,7 @@ _STRUCT_OPTIONS = {
 }
 _OWN_OPTIONS = (
     *("ttl", "lifetime", "name", "channels", "version", "writes", "codec", "compress_over", "encrypted", "history"),
-    *("indexes", "near_cache"),
+    *("indexes", "near_cache", "outlives_session"),
 )
 
 
@@ -80,6 +80,7 @@ class StateMeta(msgspec.StructMeta):
         history: History | int | timedelta | None = None,
         indexes: Collection[str] = (),
         near_cache: bool = False,
+        outlives_session: bool = False,
         **options: Any,
     ) -> StateMeta:
         if unknown := options.keys() - _STRUCT_OPTIONS:
@@ -103,6 +104,7 @@ class StateMeta(msgspec.StructMeta):
                 history,
                 indexes,
                 near_cache,
+                outlives_session,
             )
             for attribute in dir(cls):
                 value = getattr(cls, attribute, None)
@@ -160,7 +162,8 @@ class State(msgspec.Struct, metaclass=StateMeta):
     `@migrate` between versions, and `writes` while a deployment is being replaced. `history` keeps who changed what:
     a number of changes, an age, or a `History` of both. `indexes` are fields or properties that `omni.query` may ask for.
 
-    With `near_cache`, `get` and `read` answer from this process's memory where they can: see docs/near-cache.md.
+    With `near_cache`, `get` and `read` answer from this process's memory where they can: see docs/near-cache.md. A state of a
+    session ends with it, unless `outlives_session`.
     """
 
     __omnistate__: ClassVar[Any] = None

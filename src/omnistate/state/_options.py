@@ -35,6 +35,7 @@ class Options:
         "lifetime_ms",
         "name",
         "near_cache",
+        "outlives_session",
         "ttl_ms",
         "version",
         "writes",
@@ -54,6 +55,7 @@ class Options:
         history: History | int | timedelta | None = None,
         indexes: Collection[str] = (),
         near_cache: bool = False,
+        outlives_session: bool = False,
     ) -> None:
         check_name(name)
         check_life(name, ttl, lifetime)
@@ -79,6 +81,9 @@ class Options:
                 f"{name}: near_cache must be True or False, not {near_cache!r}: connect(near_cache_bytes=) says how much"
             )
         self.near_cache = near_cache
+        if not isinstance(outlives_session, bool):
+            raise InvalidDeclaration(f"{name}: outlives_session must be True or False, not {outlives_session!r}")
+        self.outlives_session = outlives_session
 
 
 def names_of(name: str, what: str, given: Collection[str]) -> frozenset[str]:

@@ -33,6 +33,7 @@ def protobuf(
     encrypted: bool | Collection[str] = False,
     history: History | int | timedelta | None = None,
     near_cache: bool = False,
+    outlives_session: bool = False,
 ) -> type[M]:
     """Makes a generated message class a state type, and returns it: `protobuf(cart_pb2.Cart, ttl=timedelta(days=7))`.
 
@@ -52,6 +53,7 @@ def protobuf(
         encrypted=encrypted,
         history=history,
         near_cache=near_cache,
+        outlives_session=outlives_session,
     )
     _declared[message] = options
     _schemas.pop(message, None)

@@ -17,6 +17,8 @@ local WEIGHED = 65536             -- a document that grew over a multiple of thi
 local GRACE = HOUR                -- a key outlives the deadline by this at least: a clock that was ahead may go back
 local LARGEST = 9007199254740991  -- integers are safe up to 2^53 in every language that will read them
 local collection_kinds = {}        -- filled by the slice of collections: how the entries of each kind expire
+local readers                      -- set by the slice of collections: how each kind is read
+local sessions = {}                -- filled by the slice of sessions: what the sweeper needs of them
 local HEADER = '^(%d+) (%d+) (%d+ %x+) (%d+) %S+ (%d+)(.*)$'
 
 -- Version, bytes, collection time, class version and further members of a document that is there at `now`; nil for none.
@@ -647,15 +649,22 @@ local function change(keys, args)
   return commit(log, concat(results) .. format('%d:', #log.position) .. log.position, log.outlive)
 end
 
+-- Whether a document or collection belongs to a session that has ended. `live`: those that live, by name.
+local function is_left_over(entry, live)
+  local session = match(entry, ':session:(.+)$')
+  return session and not live[session]
+end
+
 -- log_due: what of a customer has fallen due
--- keys: meta, docs   reply: {entry, header ...}
+-- keys: meta, docs, sessions   reply: {entry, header ...}
 local function log_due(keys)
   local now, reply = milliseconds(), {}
+  local _, live = sessions.look(keys[3], now)
   for _, entry in ipairs(redis_call('SMEMBERS', keys[2])) do
     local header = redis_call('HGET', keys[1], entry)
     local deadline, more = match(header or '', '^(%d+) %d+ %d+ %x+ %d+ %S+ %d+(.*)$')
     local nearest = deadline and tonumber(match(more, ' next=(%d+)'))
-    if deadline and (deadline + 0 <= now or nearest and nearest <= now) then
+    if deadline and (deadline + 0 <= now or nearest and nearest <= now or is_left_over(entry, live)) then
       reply[#reply + 1], reply[#reply + 2] = entry, header
       if #reply >= 200 then break end
     end
@@ -665,7 +674,8 @@ end
 
 -- When the sweeper is to look at this customer again.
 local function reschedule(keys, now)
-  local member, nearest = match(keys[1], '}:(.+):meta$'), nil
+  local member = match(keys[1], '}:(.+):meta$')
+  local nearest, live = sessions.look(keys[6], now)
   local life = redis_call('PEXPIRETIME', keys[1])
   if life == -2 then
     redis_call('UNLINK', keys[4])  -- it has no time-out when it was begun anew between two looks at the time-outs
@@ -676,7 +686,7 @@ local function reschedule(keys, now)
     if header then
       local deadline, more = match(header, '^(%d+) %d+ %d+ %x+ %d+ %S+ %d+(.*)$')
       local next_ = tonumber(match(more, ' next=(%d+)'))
-      deadline = deadline ~= NEVER and tonumber(deadline)
+      deadline = is_left_over(entry, live) and now or deadline ~= NEVER and tonumber(deadline)
       if deadline and (not nearest or deadline < nearest) then nearest = deadline end
       if next_ and (not nearest or next_ < nearest) then nearest = next_ end
     end
@@ -686,17 +696,20 @@ local function reschedule(keys, now)
 end
 
 -- log_expire: ends what has fallen due, with events, and says when the sweeper is to come again
--- keys: the log's five, then those of each entry   arguments: 0, '', and of each entry: entry, own keys, indexes that hold it
--- reply: number of events   Doing it twice is doing it once: what has ended has no header any more.
+-- keys: the log's five, sessions, endings, then those of each entry
+-- arguments: 0, '', and of each entry: entry, own keys, indexes that hold it
+-- reply: number of events   Doing it twice is doing it once: what has ended has no header and no record any more.
 local function log_expire(keys, args)
   local log, reply = open(keys, args, true)
   if not log then return reply end
-  local key, before, fields = 6, log.offset, {}
+  local key, before, fields = 8, log.offset, {}
+  sessions.expire(log, keys[6], keys[7])
+  local _, live = sessions.look(keys[6], log.now)
   for at = 3, #args, 3 do
     local entry, own, indexes = args[at], tonumber(args[at + 1]), tonumber(args[at + 2])
     local header = redis_call('HGET', keys[1], entry)
     local version, _, _, _, more = look(header, log.now)
-    if header and not version then
+    if header and (not version or is_left_over(entry, live)) then
       append(log, begin_event(entry, header, 'expired'))
       for i = key, key + own - 1 do redis_call('UNLINK', keys[i]) end
       local member = match(keys[1], '}:(.+):meta$') .. sub(entry, #match(entry, '^doc:[^:]+') + 1)

@@ -6,6 +6,7 @@
     omni:<tenant>:{<partition>}:a.erasures:entries     who was erased: by whom, when, why, how much; a hash for the id
     omni:<tenant>:{<partition>}:agenda                 the partition's customers, by when they are to be looked at
     omni:<tenant>:{<partition>}:index:<name>           the partition's part of an index
+    omni:<tenant>:{<partition>}:endings                how sessions of the partition's customers ended
     omni:<tenant>:{i.<digest>}:identity                which customer an identity points to
 
 A tenant has 256 partitions, each a hash tag, spread evenly over the slots of a cluster. So what is kept about many
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
 from itertools import count
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from omnistate.errors import InvalidId, InvalidInput
@@ -134,6 +135,11 @@ class LogKeys:
         """The part of an index that is in this slot."""
         return self.common + b"index:" + name.encode()
 
+    @property
+    def endings(self) -> bytes:
+        """How sessions of the partition's customers ended."""
+        return self.common + b"endings"
+
 
 PARTITIONS = 256
 
@@ -155,13 +161,21 @@ def partition_of(name: str) -> int:
     return zlib.crc32(name.encode()) % PARTITIONS
 
 
+class Spelling(Protocol):
+    """Which addresses are one."""
+
+    def normal(self, channel: str, address: str) -> str:
+        """How an address is spelled where it is compared."""
+        ...
+
+
 class Keyspace:
-    """The keys of one tenant."""
+    """The keys of one tenant. `spelling` says which addresses are one; without it those that are equal."""
 
-    __slots__ = ("_identity_secret", "_log_of", "_tenant")
+    __slots__ = ("_identity_secret", "_log_of", "_tenant", "spelling")
 
-    def __init__(self, tenant: str, *, identity_secret: bytes = b"") -> None:
-        self._tenant = encode_id(tenant, "tenant")
+    def __init__(self, tenant: str, *, identity_secret: bytes = b"", spelling: Spelling | None = None) -> None:
+        self._tenant, self.spelling = encode_id(tenant, "tenant"), spelling
         self._identity_secret = identity_secret[:64]
         self._log_of = lru_cache(_LOGS)(self._make_log)
 
@@ -210,12 +224,28 @@ class Keyspace:
     def agenda(self, index: int) -> bytes:
         return self.partition(index) + b"agenda"
 
+    def endings(self, index: int) -> bytes:
+        return self.partition(index) + b"endings"
+
+    def session_token(self, customer: str, *parts: str) -> str:
+        """The keyed hash of a session's token: all that is stored of it."""
+        digest = hashlib.blake2b(digest_size=16, key=self._identity_secret, person=b"session")
+        for part in (self._tenant, customer, *parts):
+            digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
+        return digest.hexdigest()
+
     def identity(self, channel: str, address: str) -> tuple[bytes, str]:
         """The key of an identity, and its digest. Addresses are personal, so only a keyed hash of one is in a name."""
         encode_id(channel, "channel")
         encode_id(address, "address")
+        if self.spelling is not None:
+            address = self.spelling.normal(channel, address)
         digest = hashlib.blake2b(digest_size=16, key=self._identity_secret)
         for part in (channel.encode(), address.encode()):
             digest.update(len(part).to_bytes(4, "big") + part)
         name = digest.hexdigest()
-        return f"omni:{self._tenant}:{{i.{name}}}:identity".encode(), name
+        return self.identity_of(name), name
+
+    def identity_of(self, digest: str) -> bytes:
+        """The key of the identity of this digest."""
+        return f"omni:{self._tenant}:{{i.{digest}}}:identity".encode()

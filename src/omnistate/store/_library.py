@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 VERSION = 1
-_SHARED, _LEAVES = ("store", "state", "collection"), ("session", "conversation", "customer")
+_SHARED, _LEAVES = ("store", "state"), ("collection", "session", "conversation", "customer")
 _PRELUDE = """#!lua name={name}
 local READS = {{'no-writes'}}
 -- Looking up a global costs as much as a short command, and none of these is there while the library is loaded.
@@ -25,7 +25,9 @@ local function prepare()
   math_min, math_max, math_floor = math.min, math.max, math.floor
   tonumber, unpack, ipairs, pairs, type = _G.tonumber, _G.unpack, _G.ipairs, _G.pairs, _G.type
 end
+local callbacks = {{}}
 local function define(name, callback, flags)
+  callbacks[name] = callback
   local function run(keys, args)
     if not redis_call then prepare() end
     return callback(keys, args)

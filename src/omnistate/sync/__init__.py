@@ -15,7 +15,22 @@ from omnistate.collection import (
     WorkQueue,
 )
 from omnistate.conversation import CUSTOMER, Message, Owner, Status, Waiting
-from omnistate.customer import Erasure, Event, Found, Identity, Manifest, Outcome, Page, Updated, verify_export
+from omnistate.customer import (
+    ASSERTED,
+    PLACEHOLDERS,
+    VERIFIED,
+    ChannelPolicy,
+    Confidence,
+    Erasure,
+    Event,
+    Found,
+    Identity,
+    Manifest,
+    Outcome,
+    Page,
+    Updated,
+    verify_export,
+)
 from omnistate.errors import (
     AlreadyThere,
     AmbiguousWrite,
@@ -33,6 +48,7 @@ from omnistate.errors import (
     DurabilityNotReached,
     DurabilityUnavailable,
     EncryptionKeyMissing,
+    IdentityBlocked,
     IdentityTaken,
     InvalidDeclaration,
     InvalidId,
@@ -57,13 +73,16 @@ from omnistate.errors import (
     ServerBinaryMissing,
     ServerFailed,
     SessionExpired,
+    SessionRotated,
     StoreError,
     StoreUnavailable,
+    TooManySessions,
     UsedAfterFork,
     ValueTooDeep,
     ValueTooLarge,
     WritesDisabled,
 )
+from omnistate.session import SessionEnding, SessionEndings, SessionInfo, SessionPolicy
 from omnistate.state import (
     ABSENT,
     ANY,
@@ -91,7 +110,7 @@ from omnistate.sync._conversation import Conversation, Queue
 from omnistate.sync._customer import Customer
 from omnistate.sync._customer_export import CustomerExport
 from omnistate.sync._query import Query
-from omnistate.sync._session import Session
+from omnistate.sync._session import OfSession, Session
 from omnistate.sync._state import StateHandle
 from omnistate.sync._transaction import Transaction
 
@@ -101,19 +120,24 @@ __all__ = [
     "ABSENT",
     "ACCEPTED",
     "ANY",
+    "ASSERTED",
     "CUSTOMER",
+    "PLACEHOLDERS",
     "SYNCED",
     "UPDATED",
+    "VERIFIED",
     "AlreadyThere",
     "AmbiguousWrite",
     "App",
     "AuthenticationFailed",
     "CalledInEventLoop",
     "Change",
+    "ChannelPolicy",
     "Client",
     "Collection",
     "CollectionChange",
     "CollectionFull",
+    "Confidence",
     "Conflict",
     "Conversation",
     "ConversationNotFound",
@@ -136,6 +160,7 @@ __all__ = [
     "Found",
     "History",
     "Identity",
+    "IdentityBlocked",
     "IdentityTaken",
     "InvalidDeclaration",
     "InvalidId",
@@ -154,6 +179,7 @@ __all__ = [
     "NearCacheStats",
     "NotConnected",
     "NotThere",
+    "OfSession",
     "OmnistateError",
     "OperationIdReused",
     "OutOfBounds",
@@ -175,7 +201,12 @@ __all__ = [
     "ServerBinaryMissing",
     "ServerFailed",
     "Session",
+    "SessionEnding",
+    "SessionEndings",
     "SessionExpired",
+    "SessionInfo",
+    "SessionPolicy",
+    "SessionRotated",
     "Set",
     "Snapshot",
     "SortedSet",
@@ -185,6 +216,7 @@ __all__ = [
     "Status",
     "StoreError",
     "StoreUnavailable",
+    "TooManySessions",
     "Transaction",
     "Undone",
     "UniqueCounter",

@@ -5,15 +5,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from omnistate._engine import Settings
-from omnistate.customer import Erasure, list_erasures
-from omnistate.errors import AmbiguousWrite, InvalidInput, NotConnected, OmnistateError
+from omnistate.customer import (
+    ASSERTED,
+    ChannelPolicy,
+    Confidence,
+    Erasure,
+    Policies,
+    Presented,
+    list_erasures,
+    recognise,
+)
+from omnistate.errors import AmbiguousWrite, IdentityTaken, InvalidInput, NotConnected, OmnistateError
+from omnistate.session import SessionEndings
 from omnistate.state import AnyState, Keyring, Origin, Snapshot, Stats, UpdateStats, Written, read_outcome
 from omnistate.store import ACCEPTED, Durability, Keyspace, check_duration, encode_id, parse_url
 from omnistate.sync._bulk import Bulk
@@ -24,7 +34,7 @@ from omnistate.sync._declares import Declares
 from omnistate.sync._engine import Engine, Sweeper
 from omnistate.sync._flow import run
 from omnistate.sync._query import Query
-from omnistate.sync._session import Session, session_of_token
+from omnistate.sync._session import Session, read_endings, session_of_token
 from omnistate.sync._state import Services
 
 _LONGEST_TIMEOUT = timedelta(seconds=60)
@@ -96,13 +106,28 @@ class Nouns:
         """
         return Sweeper(self.services, self._keyspace).sweep()
 
-    def identify(self, channel: str, address: str) -> Customer:
+    def identify(self, channel: str, address: str, *, proof: Confidence = ASSERTED) -> Customer:
         """The customer who is known by `address` on `channel`; a new one the first time.
 
-        Two first messages at once get the same customer. One round trip when known, three the first time.
+        Two first messages at once get the same customer. `proof` is `omnistate.VERIFIED` when it was proven that the address
+        is theirs; it raises the identity's confidence, and less proof never lowers it. One round trip when known, three the
+        first time, three when there is more proof. Raises `InvalidInput` for what is no address on this channel,
+        `IdentityBlocked` for one that stands for nobody.
         """
-        customer_id = run(identify(self._keyspace, channel, address), self.services.link.execute)
-        return Customer(self.services, self._keyspace, customer_id, Origin(channel))
+        flow = identify(self._keyspace, channel, address, proof)
+        return Customer(self.services, self._keyspace, run(flow, self.services.link.execute), Origin(channel))
+
+    def identify_all(self, identities: Iterable[Presented]) -> tuple[Customer, list[IdentityTaken]]:
+        """One customer of several identities that come together: `[("email", address, VERIFIED), ("web", visitor)]`.
+
+        Verified ones decide whose they are before asserted ones, persons before devices, then the channels' `priority`; the
+        first that is known wins. When anything is verified, what is only asserted decides nothing. The others are linked. What
+        is somebody else's stays theirs and comes back as the `IdentityTaken` that `link` would raise: nobody is merged.
+
+        At most 20; a round trip or two to decide, then what `identify` and `link` cost. Raises what these raise otherwise.
+        """
+        customer, elsewhere = run(recognise(self._keyspace, identities), self.services.link.execute)
+        return Customer(self.services, self._keyspace, customer, _NO_ORIGIN), elsewhere
 
     def erase(self, customer_id: str, *, actor: str, reason: str, dry_run: bool = False) -> Erasure:
         """`customer.erase` for an id: everything that is stored of this customer goes, for good."""
@@ -120,8 +145,20 @@ class Nouns:
         return Query(self.services, self._keyspace, kind)
 
     def session(self, token: str) -> Session:
-        """The session of this token. No round trip: `touch` tells whether it lives. Raises `InvalidInput`."""
+        """The session of the token that a client brought. No round trip: `load` and `touch` tell whether it lives.
+
+        A token that is malformed, or another tenant's, is one of a session that does not live.
+        """
         return session_of_token(self.services, self._keyspace, token)
+
+    def session_endings(self, *, after: str | None = None) -> SessionEndings:
+        """How sessions of all customers ended, oldest first: those that are kept, or those after an earlier page's `cursor`.
+
+        At least once, also where nobody was running: keep the cursor with what you made of the page, and ask again until it
+        is empty. An ending that comes again has the same `id`. The last 4,000 of each 256th of the customers are kept, for
+        30 days; raises `PositionLost` where some are not there any more: begin without a cursor. 256 small calls, together.
+        """
+        return read_endings(self.services, self._keyspace, after)
 
     def conversation(self, conversation_id: str, *, channel: str | None = None) -> Conversation:
         """The conversation of this id. No round trip; raises `InvalidId`."""
@@ -164,8 +201,9 @@ class Client(Nouns):
         sweep: bool | None,
         keyring: Keyring | None,
         near_cache_bytes: int,
+        channels: Mapping[str, ChannelPolicy] | None,
     ) -> None:
-        super().__init__(Keyspace(tenant, identity_secret=identity_secret))
+        super().__init__(Keyspace(tenant, identity_secret=identity_secret, spelling=Policies(channels)))
         check_duration("timeout", timeout, timedelta(milliseconds=10), _LONGEST_TIMEOUT)
         if keyring is not None and not isinstance(keyring, Keyring):
             raise InvalidInput(
@@ -290,6 +328,7 @@ def connect(
     sweep: bool | None = None,
     keyring: Keyring | None = None,
     near_cache_bytes: int = 64 * 1024 * 1024,
+    channels: Mapping[str, ChannelPolicy] | None = None,
 ) -> Client:
     """A client, to be used as `with omnistate.connect() as omni:`.
 
@@ -308,6 +347,7 @@ def connect(
     server. One process that does it is enough, and `omnistate serve` does; several share the work. `keyring` has the keys
     of encrypted states. `near_cache_bytes` is what classes with `near_cache=True` may use of this process's memory, about; 0:
     nothing is kept. `identity_secret` keys the hash under which identities are stored; all processes need the same one.
+    `channels` holds the `ChannelPolicy` of channels that are not as usual, also the same everywhere.
 
     Entering the block raises `StoreUnavailable`, `AuthenticationFailed`, `LibraryMissing`, or for the embedded server
     `DataDirectoryInUse`, `DataDirectoryUnusable`, `DataDirectoryTooNew`, `ServerBinaryMissing`, `ServerFailed`.
@@ -325,4 +365,5 @@ def connect(
         sweep=sweep,
         keyring=keyring,
         near_cache_bytes=near_cache_bytes,
+        channels=channels,
     )

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, TypeVar, overload
@@ -13,18 +12,14 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from omnistate.collection import imported_collections, merge_collection
-from omnistate.customer._commands import Identity, read
+from omnistate.customer._commands import read
 from omnistate.customer._erase import Erasure, check_said, erase_customer, preview_erasure
-from omnistate.customer._flows import (
-    find_or_create,
-    finish_merge,
-    imported_classes,
-    link,
-    prepare_merge,
-    read_documents,
-)
+from omnistate.customer._flows import finish_merge, imported_classes, prepare_merge, read_documents
+from omnistate.customer._identity import ASSERTED, Confidence, Identity, confidence_of
+from omnistate.customer._linking import Claim, Target, find_or_create, link, new_customer_id, sign_out, unlink
 from omnistate.customer._model import Event, Updated
 from omnistate.errors import Conflict, InvalidInput, SchemaMismatch
+from omnistate.session import SessionInfo, SessionPolicy, name_of, revoke
 from omnistate.state import ABSENT, COLLECTION_KINDS, AnyState, Origin, State, read_outcome, schema_of
 from omnistate.store import (
     Entry,
@@ -35,6 +30,7 @@ from omnistate.store import (
     check_operation_id,
     check_position,
     encode_id,
+    new_operation_id,
     open_log,
 )
 from omnistate.sync._collection import Place, open_collection
@@ -43,7 +39,7 @@ from omnistate.sync._customer_export import CustomerExport
 from omnistate.sync._declares import Declares
 from omnistate.sync._feed import Inbox
 from omnistate.sync._flow import run
-from omnistate.sync._session import Session, start_session
+from omnistate.sync._session import OfSession, Session, list_sessions, start_session
 from omnistate.sync._state import Services, StateHandle
 from omnistate.sync._transaction import Transaction, update_several
 
@@ -171,20 +167,108 @@ class Customer:
             leave()
 
     def identities(self) -> list[Identity]:
-        """How the customer is known, channel by channel. One round trip."""
+        """How the customer is known, channel by channel, how sure that is and since when. One round trip."""
         _, found = self._services.link.execute(read(self._log))
         return found
 
-    def link(self, channel: str, address: str) -> None:
+    def link(self, channel: str, address: str, *, proof: Confidence = ASSERTED, take: bool = False) -> str | None:
         """Adds an identity. Never merges: raises `IdentityTaken` when it belongs to somebody else.
 
-        Four round trips the first time, then two. Raises `CustomerMerged`, `InvalidId`.
-        """
-        run(link(self._keyspace, Identity(channel, address), self.id), self._services.link.execute)
+        `proof` is `omnistate.VERIFIED` when it was proven that the address is theirs. Linking again with more proof raises
+        the identity's confidence, with less it changes nothing. `take=True` with proof takes it from somebody who has only
+        asserted it (or as the channel's policy says), and returns their id. A device that belongs to another known person
+        is taken without being asked, when this customer has a verified identity: two people share it, and are not one.
 
-    def start_session(self, channel: str, *, idle: timedelta = timedelta(minutes=30)) -> Session:
-        """A new session, which ends when it is not touched for `idle`. One round trip."""
-        return start_session(self._services, self._log, self.id, channel, idle=idle)
+        Four round trips the first time, then two; up to eight when it is taken. Raises `CustomerMerged`, `InvalidInput`,
+        `IdentityBlocked`, and `QuotaExceeded` beyond the channel's `limit`.
+        """
+        target = Target.wanted(self._keyspace, channel, address)
+        return run(link(target, self.id, Claim(confidence_of(proof), take)), self._services.link.execute)
+
+    def load_identity(self, identity: Identity) -> None:
+        """Links an identity as `identities` gave it, as sure as it was and since then: for imports. Costs what `link` does."""
+        target = Target.wanted(self._keyspace, identity.channel, identity.address)
+        said = Claim(identity.confidence, since=identity.linked)
+        run(link(target, self.id, said), self._services.link.execute)
+
+    def unlink(self, channel: str, address: str) -> bool:
+        """Takes an identity away: who comes with this address next is somebody new.
+
+        False when it is not this customer's: nobody's and somebody else's are not told apart. Five round trips, two when
+        there is nothing to do. Raises `CustomerMerged`.
+        """
+        return run(unlink(Target.of(self._keyspace, channel, address), self.id), self._services.link.execute)
+
+    def sign_out(self, channel: str, address: str) -> Customer:
+        """The person leaves a device that others may use: a new customer, whom the device's identity leads to from now on.
+
+        Nothing of this customer is visible to the new one. Called again it gives the same new customer: whoever has the
+        identity now. End the session too, which this does not. Seven round trips. Raises `CustomerMerged`.
+        """
+        target = Target.wanted(self._keyspace, channel, address)
+        now = run(sign_out(target, self.id, new_customer_id()), self._services.link.execute)
+        return Customer(self._services, self._keyspace, now, Origin(channel))
+
+    def start_session(
+        self,
+        channel: str,
+        *,
+        idle: timedelta = timedelta(minutes=30),
+        absolute: timedelta = timedelta(days=30),
+        reauthenticate: timedelta | None = None,
+        device: str | None = None,
+        user_agent: str | None = None,
+        policy: SessionPolicy | None = None,
+    ) -> Session:
+        """A new session, which ends when it is not touched for `idle`, and `absolute` after its start anyway. One round trip.
+
+        `load` says when the customer is to prove again who they are: `reauthenticate` after the start, and again after each
+        `session.reauthenticated()`. `device` and `user_agent` are for the list of devices. `policy` says how many sessions of
+        the channel there may be: `SessionPolicy(at_most=3)`. Raises `TooManySessions`, `CustomerMerged`.
+        """
+        return start_session(
+            self._services,
+            self._keyspace,
+            self.id,
+            channel,
+            idle=idle,
+            absolute=absolute,
+            reauthenticate=reauthenticate,
+            device=device,
+            user_agent=user_agent,
+            policy=policy,
+        )
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions that live, the oldest first: what a list of devices shows. One round trip."""
+        return list_sessions(self._services, self._log)
+
+    def of_session(self, session_id: str) -> OfSession:
+        """What a session leaves when it ends, by its id. No round trip. Raises `InvalidInput`."""
+        return OfSession(self._services, self._log, session_id)
+
+    def revoke_session(self, session_id: str) -> bool:
+        """Ends the session of this id with the reason "revoked", whichever token it has by now; false when it had ended.
+
+        One round trip. Raises `InvalidInput` for what is no id.
+        """
+        command = revoke(self._log, name=name_of(session_id), operation_id=new_operation_id())
+        return self._services.link.execute(command) > 0
+
+    def revoke_sessions(
+        self, *, keep: Session | None = None, channel: str | None = None, device: str | None = None
+    ) -> None:
+        """Ends all sessions, or those of a channel or a device, with the reason "revoked"; `keep` is the one that stays.
+
+        All of them are over at once in one step, however many they are; the sweeper makes their events. One round trip.
+        """
+        if keep is not None and (not isinstance(keep, Session) or keep.customer_id != self.id):
+            raise InvalidInput("keep must be a session of this customer: omni.session(token)")
+        for what, value in (("channel", channel), ("device", device)):
+            if value is not None:
+                encode_id(value, what)
+        kept, id_ = None if keep is None else keep.access, new_operation_id()
+        self._services.link.execute(revoke(self._log, channel=channel, device=device, keep=kept, operation_id=id_))
 
     def start_conversation(self, channel: str, *, owner: str = "bot") -> Conversation:
         """A new conversation, owned by the helper `owner`. One round trip."""
@@ -199,7 +283,7 @@ class Customer:
         of a map. Identities move; writes to the other's states raise `CustomerMerged`.
         Merging again after a crash finishes what was begun. Raises `InvalidInput` before anything has changed when a
         document's class or a collection's declaration is not imported. Four round trips, one or two for each document, one for
-        every 500 entries of a collection, and two for each identity.
+        every 500 entries of a collection, and three for each identity.
         """
         if not isinstance(other, Customer):
             raise InvalidInput(f"merge takes the other customer, not a {type(other).__name__}: omni.customer(id)")
@@ -272,6 +356,7 @@ class Customer:
         return f"<Customer {self.id}>"
 
 
-def identify(keyspace: Keyspace, channel: str, address: str) -> Flow[str]:
+def identify(keyspace: Keyspace, channel: str, address: str, proof: Confidence) -> Flow[str]:
     """The customer whom this identity names, made when it is new."""
-    return find_or_create(keyspace, Identity(channel, address), f"cus_{secrets.token_hex(12)}")
+    target = Target.wanted(keyspace, channel, address)
+    return find_or_create(target, new_customer_id(), confidence_of(proof))

@@ -98,6 +98,11 @@ class StateHandle(Generic[AnyState]):
     def __repr__(self) -> str:
         return f"<StateHandle {self.target.document.decode()}>"
 
+    @property
+    def services(self) -> Services:
+        """For the slices on top: what it works with."""
+        return self._services
+
     def get(self, *, fresh: bool = False) -> AnyState:
         """The value now; the class's default where nothing was written. One round trip.
 

@@ -49,6 +49,7 @@ from omnistate.store import Command, Flow, Position, call, check_operation_id, d
 from omnistate.sync._collection import CollectionHandle, Place, open_collection
 from omnistate.sync._declares import Declares
 from omnistate.sync._flow import pause, run, together
+from omnistate.sync._guard import Guard
 from omnistate.sync._session import Session
 from omnistate.sync._state import StateHandle
 
@@ -259,6 +260,7 @@ class Transaction:
         self._documents: dict[bytes, DocumentChanges[Any]] = {}
         self._others: list[tuple[Part, Outcome[Any], Callable[[list[Any]], Exception]]] = []
         self._expected: dict[str, tuple[Precondition, Part, str]] = {}
+        self._ended: list[Session] = []
         self._is_over = False
         self.position: Position | None = None
         self.repeated = False
@@ -282,7 +284,8 @@ class Transaction:
 
     def read(self, kind: type[AnyState] | StateHandle[AnyState]) -> Snapshot[AnyState]:
         """`get` with the version: what you change in the snapshot's `value` belongs to the transaction. One round trip."""
-        return run(self.reading(kind), self._place.services.link.execute)
+        handle = self._of(kind)[1]  # what belongs to a session is read through it
+        return run(self.reading(handle), handle.services.link.execute)
 
     def reading(self, kind: type[AnyState] | StateHandle[AnyState]) -> Flow[Snapshot[AnyState]]:
         """For `customer.update`: `read`, to be done together with others."""
@@ -347,10 +350,11 @@ class Transaction:
     def _session(self, name: str, session: Session, reason: str = "") -> None:
         if session.customer_id != self._customer_id:
             raise InvalidInput(_ELSEWHERE)
-        part = session_part(name, self._place.log, session.id, reason)
-        if any(other.name == "session_end" and other.keys == part.keys for other, _, _ in self._others):
+        if any(session.is_same(other) for other in self._ended):
             raise InvalidInput("this session is ended earlier in the same transaction")
-        self._add(part, Outcome(bytes), lambda _: SessionExpired("the session ended or its idle deadline passed"))
+        self._add(session.part(name, reason), Outcome(bytes), lambda _: SessionExpired(_NO_SESSION))
+        if name == "session_end":
+            self._ended.append(session)
 
     @property
     def _customer_id(self) -> str:
@@ -397,6 +401,7 @@ class Transaction:
         found: list[_Settled] = [
             (part, changes._settle, changes._refusal) for part, changes in documents if part is not None
         ]
+        found += self._session_parts([changes for part, changes in documents if part is not None])
         for part, outcome, refusal in self._others:
             expected_now = self._expected.get(str(part.arguments[0]))
             found.append((part if expected_now is None else part.expecting(expected_now[0]), outcome.settle, refusal))
@@ -406,6 +411,12 @@ class Transaction:
                 continue
             found.append((part, lambda _: None, lambda _, name=name: _changed_meanwhile(name)))  # type: ignore[misc]
         return found
+
+    def _session_parts(self, documents: list[DocumentChanges[Any]]) -> list[_Settled]:
+        """The sessions to which documents belong must live."""
+        links = (changes._handle.services.link for changes in documents)
+        needed = {link.access: session_part("session_expect", link.access) for link in links if isinstance(link, Guard)}
+        return [(part, lambda _: None, lambda _: SessionExpired(_NO_SESSION)) for part in needed.values()]
 
     def _notes_first(self, entry: str) -> bool:
         """Whether nothing was read before, so that an operation id is yet to be looked up."""
@@ -510,6 +521,7 @@ def _changed_meanwhile(name: str) -> Conflict:
     )
 
 
+_NO_SESSION = "the session ended or a deadline of it passed: nothing of the transaction was applied"
 _OVER = "the transaction is over: begin another one with customer.transaction()"
 _ELSEWHERE = (
     "this belongs to another customer, and a transaction changes one: do it in steps that can be repeated, each under an "

@@ -15,6 +15,7 @@ from redis import Redis
 
 import omnistate.sync as omnistate
 from omnistate.collection import own_keys
+from omnistate.session import session_keys
 from omnistate.store import Command, Keyspace
 from omnistate.sync import Client, Counter, Customer, List, Map, Set, SortedSet, UniqueCounter, WorkQueue
 
@@ -108,7 +109,7 @@ def sweep(ana: Customer, stored: Stored, name: str, kind: str) -> int:
     """What the sweeper does with a collection; the number of events."""
     keys = own_keys(stored.log, kind, name)
     arguments = (0, "", "doc:" + name, len(keys), 0)
-    command = Command("log_expire", (*stored.log.written, *keys), arguments, int, "sweep")
+    command = Command("log_expire", (*stored.log.written, *session_keys(stored.log), *keys), arguments, int, "sweep")
     return ana._services.link.execute(command)
 
 
