@@ -63,6 +63,20 @@ def test_get_set_and_watch(app: Path, data_dir: Path) -> None:
     assert json.loads(watched.stdout)["value"] == {"items": {}, "note": "x", "visits": 0}
 
 
+def test_an_import_goes_by_the_channels_of_the_app(app: Path, data_dir: Path) -> None:
+    (app / "phones.py").write_text(
+        "import omnistate\nfrom shop import Cart\n"
+        "app = omnistate.App(Cart, channels={'sms': omnistate.ChannelPolicy(region='GB')})\n"
+    )
+    line = {"customer": "ana", "identities": [{"channel": "sms", "address": "07700 900123", "confidence": "verified"}]}
+    (app / "people.ndjson").write_text(json.dumps(line) + "\n")
+    where = ["import", "people.ndjson", "--data-dir", str(data_dir), "--app"]
+    refused = omnistate(*where, "store:app", directory=app)
+    assert refused.returncode == 1
+    assert "without a country code" in refused.stdout + refused.stderr
+    assert omnistate(*where, "phones:app", directory=app).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

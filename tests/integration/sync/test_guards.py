@@ -146,7 +146,15 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next(omni: Client, raw: Red
     assert all(len(pool._wires) <= 2 for pool in omni._engine.link._pools.values())
 
 
-def test_ctrl_c_ends_a_call_that_waits(omni: Client, raw: Redis) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Raises, as in a terminal; a run in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_call_that_waits(omni: Client, raw: Redis, ctrl_c: None) -> None:
     cart = omni.customer("ana").state(Cart)
     cart.update(Cart.add, "cup")
     for server in primaries(raw):
@@ -159,7 +167,7 @@ def test_ctrl_c_ends_a_call_that_waits(omni: Client, raw: Redis) -> None:
     assert cart.get().items == {"cup": 1}
 
 
-def test_ctrl_c_ends_a_watch(omni: Client) -> None:
+def test_ctrl_c_ends_a_watch(omni: Client, ctrl_c: None) -> None:
     cart = omni.customer("ana").state(Cart)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
