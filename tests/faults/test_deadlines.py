@@ -16,7 +16,7 @@ from omnistate.store import _link
 from proxy import Proxy
 from shop import Cart
 
-DEADLINE, SLACK = 1.0, 0.5  # seconds; the machine may be busy
+DEADLINE, SLACK = 1.0, 0.9  # seconds; the machine may be busy, and twice the deadline would be wrong
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def test_the_steps_of_an_update_share_the_deadline(omni: omnistate.Client,
     asyncio.get_running_loop().call_later(0.2 * DEADLINE, setattr, proxy, "silent", True)
     (outcome,), took = await timed(omni.customer("ben").state(Cart).update(Cart.add, "cup"))
     assert isinstance(outcome, omnistate.AmbiguousWrite)
-    assert took < DEADLINE + SLACK / 2
+    assert took < DEADLINE + 0.4  # the write alone would take 0.45 longer
 
 
 async def test_callers_of_little_patience_are_connected_in_the_end(omni: omnistate.Client, proxy: Proxy) -> None:
