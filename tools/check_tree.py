@@ -1,4 +1,5 @@
-"""Lock files hold no addresses, CI runs what the README says, and the Lua functions are declared as they are called."""
+"""Lock files hold no addresses, CI runs what the README says, Lua functions are declared as they are called, and no two test
+files have one name."""
 
 from __future__ import annotations
 
@@ -38,8 +39,16 @@ def functions() -> list[str]:
     return [f"server-side function {name}: defined or called, not both" for name in sorted(defined ^ called)]
 
 
+def names() -> list[str]:
+    """pytest takes two test files of one name for the same module."""
+    files = [path.name for path in ROOT.glob("tests/**/test_*.py") if "node_modules" not in path.parts]
+    return [
+        f"two test files are called {name}: rename one" for name in sorted({n for n in files if files.count(n) > 1})
+    ]
+
+
 def main() -> int:
-    found = addresses() + commands() + functions()
+    found = addresses() + commands() + functions() + names()
     print("\n".join(found) or "tree: in order")
     return 1 if found else 0
 
