@@ -333,7 +333,7 @@ def connect(
     """A client, to be used as `with omnistate.connect() as omni:`.
 
     Without a `url` an embedded server starts, with its data in `data_dir` or a directory of the user, and ends with the
-    block. `profile` is the embedded server's: `balanced` writes to disk every second, `safe` before each answer.
+    block. `profile` is the embedded server's: `balanced` syncs to disk every second, `safe` before each answer.
     With `redis://`, `rediss://` or `unix://` that server is used: Redis >= 7.0 or Valkey >= 7.2;
     `redis+sentinel://host:port,host:port/service` follows the primary that Sentinels name,
     `redis+cluster://host:port,host:port` a cluster.
