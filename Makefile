@@ -18,7 +18,7 @@ help:  ## this text
 demo: $(VENV)/.demo  ## open a page with one customer on four channels; needs Python >= 3.11 and nothing else
 	@$(BIN)/omnistate demo $(DEMO_ARGS)
 
-test: setup  ## all tests, on real servers, two files at a time (six minutes)
+test: setup  ## all tests, on real servers, two files at a time (eight minutes)
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-unit: $(VENV)/.dev  ## the tests that need no server

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests use beside Python: Debian's redis-server, Chromium, Node.js, curl, iproute2 and
+# Installs what the tests use beside Python: Debian's redis-server, Chromium, Node.js, curl, openssl, iproute2 and
 # libfaketime, and the JavaScript SDK.
 # Where it may not, the tests say what is missing.
 set -u
@@ -11,6 +11,7 @@ command -v chromium >/dev/null || packages+=(chromium)
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
 command -v curl >/dev/null || packages+=(curl)
+command -v openssl >/dev/null || packages+=(openssl)
 command -v ip >/dev/null && command -v tc >/dev/null || packages+=(iproute2)
 compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
 

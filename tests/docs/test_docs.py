@@ -157,6 +157,9 @@ def test_figures_in_the_docs_are_those_of_the_results() -> None:
     assert operation is not None
     assert f"{hot[1]} times the updates of WATCH" in readme
     assert f"is {float(operation[1]):.0f} times MULTI" in readme
+    cached = re.search(r"frozen / GET and decode, redis-py \| (\d+) x", results)
+    assert cached is not None
+    assert f"from the near cache {cached[1]} times GET" in readme
 
 
 def test_the_access_list_of_the_reference_has_every_command() -> None:

@@ -19,6 +19,7 @@ from redis import Redis
 
 import omnistate
 from erasable import CHANNELS, KEYRING, Canaries, Planted, plant, plant_merged
+from machine import missing
 from messages import NewerLine
 from omnistate import Client, CustomerErased, InvalidInput, SchemaMismatch, verify_export
 from shop import Cart
@@ -227,7 +228,7 @@ async def test_a_signature_proves_that_it_is_whole(omni: Client) -> None:
 
 async def test_openssl_and_sha256sum_are_enough_to_check_it(omni: Client, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not here")
+        missing("openssl", "apt-get install openssl")
     private, public = pair()
     await omni.customer("ana").state(Cart).patch(note="x")
     export = omni.customer("ana").export(signing_key=private)

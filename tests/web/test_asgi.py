@@ -187,6 +187,23 @@ async def test_of_two_requests_that_change_one_key_the_later_wins_and_it_is_told
     assert [record.keys for record in caplog.records] == [["colour"]]  # type: ignore[attr-defined]
 
 
+async def test_a_session_that_ends_during_a_request_is_not_brought_back_by_it(omni: Client) -> None:
+    app = app_of(omni)
+    async with browser(app) as ana:
+        await ana.get("/put?colour=red")
+        token = ana.cookies["__Host-session"]
+        app.state.gate = Gate(2)
+        request = asyncio.create_task(ana.get("/put?colour=blue"))
+        while not app.state.gate.here:
+            await asyncio.sleep(0.001)
+        assert await omni.session(token).end()
+        await app.state.gate.pass_through()
+        assert (await request).status_code == 200
+        assert (await ana.get("/show")).json() == {}
+    with pytest.raises(omnistate.SessionExpired):
+        await omni.session(token).touch()
+
+
 async def test_or_is_refused(omni: Client) -> None:
     app = app_of(omni, overwrites="refuse")
     async with browser(app) as ana:

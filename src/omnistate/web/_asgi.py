@@ -40,6 +40,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _VISIT = "omnistate.visit"
+_GONE = (SessionExpired, CustomerMerged, CustomerErased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Visit:
         try:
             session = self.settings.omni.session(token)
             _, found = await asyncio.gather(session.touch(), session.state(WebSession).get())
-        except (SessionExpired, CustomerMerged, CustomerErased):
+        except _GONE:
             return
         self.session, self.is_anonymous = session, found.is_anonymous
         self.data.update(found.data)
@@ -104,7 +105,10 @@ class Visit:
         return await self.start(self.settings.omni.customer(f"anon_{secrets.token_hex(16)}"), is_anonymous=True)
 
     async def store(self) -> list[str]:
-        """Stores what has changed. Returns the keys that another request had changed meanwhile."""
+        """Stores what has changed. Returns the keys that another request had changed meanwhile.
+
+        A session that has ended since it was loaded stays ended: what was changed in it goes with it.
+        """
         wanted = changes(self.kept, now := encoded(self.data))
         if not wanted:
             return []
@@ -118,9 +122,12 @@ class Visit:
                 raise Conflict(f"another request has changed {', '.join(map(repr, raced))} of this session")
             return raced
 
-        written = await self.session.state(WebSession).update(make)
         self.kept = now
-        return written.result
+        try:
+            return (await self.session.state(WebSession).update(make)).result
+        except _GONE:
+            log.info("a session ended while a request was changing it; the change went with it")
+            return []
 
     def header(self) -> str | None:
         """The cookie to set, if any."""
@@ -194,6 +201,9 @@ class _Answer:
                 _tell(await self._visit.store())
             except Conflict as conflict:
                 self.is_refused = True
+                if self._scope["type"] == "websocket":
+                    await self._send({"type": "websocket.close", "code": 1008, "reason": conflict.code})
+                    return
                 problem = {"title": "Conflict", "status": 409, "code": conflict.code, "detail": str(conflict)}
                 response = JSONResponse(problem, 409, media_type="application/problem+json")
                 await response(self._scope, self._receive, self._send)
