@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 import omnistate
+from dying import Dies, die_at
 from machine import SteppedServer
 from omnistate import ASSERTED, VERIFIED, ChannelPolicy, Client, Customer
 from omnistate.customer._identity import Facts, look
 from proxy import Proxy
 
 POLICIES = {"crm": ChannelPolicy(limit=3)}
-Dies = Callable[[int, Callable[[Client], Awaitable[Any]]], Awaitable[bool]]
 
 
 @pytest.fixture
@@ -33,26 +34,7 @@ async def omni(mortal_valkey: SteppedServer, tenant: str) -> AsyncIterator[Clien
 
 @pytest.fixture
 def dies(proxy: Proxy, mortal_valkey: SteppedServer, tenant: str) -> Dies:
-    """Does work and is killed with the server at its n-th call, which was applied; false: it was done before that."""
-
-    async def run(call: int, work: Callable[[Client], Awaitable[Any]]) -> bool:
-        async with omnistate.connect(proxy.url, tenant=tenant, channels=POLICIES) as doomed:
-            await doomed.customer("nobody").position()
-            task = asyncio.ensure_future(work(doomed))
-            died = []
-
-            def die() -> None:
-                died.append(True)
-                mortal_valkey.crash()
-                task.cancel()
-
-            proxy.on_loss, proxy.lose_call = die, call
-            await asyncio.wait([task])
-            proxy.lose_call, proxy.on_loss = 0, lambda: None
-            assert died or task.exception() is None
-            return bool(died)
-
-    return run
+    return partial(die_at, proxy=proxy, server=mortal_valkey, tenant=tenant, channels=POLICIES)
 
 
 async def record(omni: Client, channel: str, address: str) -> Facts:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import omnistate
+from dying import Dies, die_at
 from machine import Server, SteppedServer
 from omnistate import Client, Customer, migrate
 from omnistate.ops import Bulk, Sweeper, export_all, import_all, migrate_all
@@ -69,35 +71,9 @@ async def proxy(mortal_valkey: SteppedServer) -> AsyncIterator[Proxy]:
     mortal_valkey.set_clock(timedelta())
 
 
-Dies = Callable[[int | bytes, Callable[[Client], Awaitable[Any]]], Awaitable[bool]]
-
-
 @pytest.fixture
 def dies(proxy: Proxy, mortal_valkey: SteppedServer, tenant: str) -> Dies:
-    """Does work and is killed with the server at a call, by its number or its function; false: it was done before that."""
-
-    async def run(call: int | bytes, work: Callable[[Client], Awaitable[Any]]) -> bool:
-        async with omnistate.connect(proxy.url, tenant=tenant) as doomed:
-            await doomed.customer("nobody").position()  # it is connected
-            task = asyncio.ensure_future(work(doomed))
-            died = []
-
-            def die() -> None:
-                died.append(True)
-                mortal_valkey.crash()
-                task.cancel()
-
-            proxy.on_loss = die
-            if isinstance(call, int):
-                proxy.lose_call = call
-            else:
-                proxy.lose_next_reply_to = call
-            await asyncio.wait([task])
-            proxy.lose_call, proxy.lose_next_reply_to, proxy.on_loss = 0, None, lambda: None
-            assert died or task.exception() is None
-            return bool(died)
-
-    return run
+    return partial(die_at, proxy=proxy, server=mortal_valkey, tenant=tenant)
 
 
 @pytest.fixture

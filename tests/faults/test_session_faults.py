@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
 import omnistate
+from dying import Dies, die_at
 from machine import SteppedServer
 from omnistate import Client, Session, SessionExpired, SessionRotated
 from omnistate.ops import Sweeper
@@ -45,35 +47,9 @@ async def omni(mortal_valkey: SteppedServer, proxy: Proxy, tenant: str) -> Async
         yield client
 
 
-Dies = Callable[[int | bytes, Callable[[Client], Awaitable[Any]]], Awaitable[bool]]
-
-
 @pytest.fixture
 def dies(proxy: Proxy, mortal_valkey: SteppedServer, tenant: str) -> Dies:
-    """Does work and is killed with the server at a call, by its number or its function; false: it was done before that."""
-
-    async def run(call: int | bytes, work: Callable[[Client], Awaitable[Any]]) -> bool:
-        async with omnistate.connect(proxy.url, tenant=tenant) as doomed:
-            await doomed.customer("nobody").position()  # it is connected
-            task = asyncio.ensure_future(work(doomed))
-            died = []
-
-            def die() -> None:
-                died.append(True)
-                mortal_valkey.crash()
-                task.cancel()
-
-            proxy.on_loss = die
-            if isinstance(call, int):
-                proxy.lose_call = call
-            else:
-                proxy.lose_next_reply_to = call
-            await asyncio.wait([task])
-            proxy.lose_call, proxy.lose_next_reply_to, proxy.on_loss = 0, None, lambda: None
-            assert died or task.exception() is None
-            return bool(died)
-
-    return run
+    return partial(die_at, proxy=proxy, server=mortal_valkey, tenant=tenant)
 
 
 async def lives(session: Session) -> bool:
